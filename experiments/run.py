@@ -1,0 +1,239 @@
+"""A run: one directory and one wandb run, opened by `start_run` and closed by `finish_run`, nowhere else.
+
+    runs/<experiment>/<recipe>-s<seed>/
+        recipe.yaml      the recipe as it was            metrics.jsonl    one row per logged step
+        config.json      every setting, resolved         checkpoint*/     what a resume needs
+        lineage.json     parents by run id and sha256    model/           what the next stage loads
+        code.diff        commit and uncommitted change   wandb/           offline unless WANDB_MODE=online
+        summary.json     last, by rename: it means "done"
+
+A run whose settings and parents are those of an unfinished directory goes on there. Anything else that is found in the
+directory moves to <run_dir>.old, so that no result is mixed with another's and the last one is kept.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from data.source import write_whole
+
+ROOT = Path(__file__).parent.parent
+PROJECT = "icebreaker"
+
+
+@dataclass
+class RunConfig:
+    """Fields that every stage has. A stage's settings are one or more dataclasses, this one's child first."""
+
+    run_dir: str | None = field(default=None, metadata={"help": "default: runs/<experiment>/<recipe>-s<seed>"})
+
+    def __post_init__(self):
+        self.recipe = None  # the recipe's path, set by parse_config
+
+
+def parse_config(*types: type) -> tuple:
+    """Settings of a stage from `--config recipe.yaml` and `--key value`, unknown keys refused (trl's TrlParser).
+
+    YAML gives 10.5 to an int field without a word and 5e-7 as text: both are refused here, naming the key.
+    """
+    from trl import TrlParser
+
+    argv = sys.argv[1:]
+    configs = TrlParser(types).parse_args_and_config()
+    configs[0].recipe = argv[argv.index("--config") + 1] if "--config" in argv else None
+    for config in configs:
+        for name, spec in type(config).__dataclass_fields__.items():
+            value = getattr(config, name)
+            if spec.type is int and isinstance(value, float) and not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r} but must be a whole number")
+            if spec.type is float and isinstance(value, str):
+                raise ValueError(f"{name} is the text {value!r}: write it as 5.0e-7, not 5e-7")
+    return configs
+
+
+class Run:
+    """An open run. Only the first process of several writes; on the others every method does nothing."""
+
+    def __init__(self, directory: Path, id: str, axis: str, wandb_run):
+        self.dir, self.id, self.axis, self.wandb = directory, id, axis, wandb_run
+        self.is_main = int(os.environ.get("RANK", 0)) == 0
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Appends a row to metrics.jsonl and to wandb, at `step` of the run's own x axis."""
+        if not self.is_main:
+            return
+        row = {self.axis: step, **metrics}
+        with open(self.dir / "metrics.jsonl", "a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+        self.wandb.log(row)
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows of metrics.jsonl after `step`: a resumed run writes them again."""
+        path = self.dir / "metrics.jsonl"
+        if self.is_main and path.exists():
+            rows = [line for line in path.read_text().splitlines() if _row_step(line, self.axis) <= step]
+            write_whole(path, "".join(line + "\n" for line in rows))
+
+    def table(self, name: str, columns: list[str], rows: list[list]) -> None:
+        """A table for wandb and, as rows of JSON, <run>/<name>.jsonl."""
+        if not self.is_main:
+            return
+        import wandb
+
+        write_whole(self.dir / f"{name}.jsonl", "".join(json.dumps(dict(zip(columns, r, strict=True)), ensure_ascii=False) + "\n" for r in rows))
+        self.wandb.log({name: wandb.Table(columns=columns, data=rows)})
+
+    def check_finite(self, loss: float, step: int) -> None:
+        """Raises FloatingPointError when a loss is NaN or infinite; the last checkpoint stays as it is."""
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"loss is {loss} at step {step}; the last checkpoint in {self.dir} is from before it. Lower learning_rate."
+            )
+
+
+def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list[str | Path] = ()) -> Run:
+    """Opens the run of these settings. `parents` are the directories of the runs or models it starts from.
+
+    `stage` is wandb's job type, the experiment its group. wandb is offline unless WANDB_MODE=online, and flushes every
+    second, so that a killed run loses no more than that. SIGTERM ends the process through SystemExit.
+    """
+    first = configs[0]
+    directory = run_directory(first, seed)
+    lineage = [{"path": str(parent), "sha256": weights_hash(parent), "id": _parent_id(parent)} for parent in parents]
+    settings = {key: value for config in reversed(configs) for key, value in _plain(config).items()}
+    fingerprint = hashlib.sha256(json.dumps([settings, lineage], sort_keys=True, default=str).encode()).hexdigest()
+    main = int(os.environ.get("RANK", 0)) == 0
+
+    if not main:
+        return Run(directory, "", axis, None)
+    old = _read_json(directory / "lineage.json")
+    id = uuid.uuid4().hex[:8]
+    if old.get("fingerprint") == fingerprint and not (directory / "summary.json").exists():
+        id = old["id"]
+        print(f"{directory}: goes on where it was interrupted")
+    else:
+        _set_aside(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if first.recipe and not _same_text(first.recipe, directory / "recipe.yaml"):
+        shutil.copy(first.recipe, directory / "recipe.yaml")
+    write_whole(directory / "config.json", json.dumps(settings, indent=1, default=str) + "\n")
+    commit, diff = _code()
+    write_whole(directory / "code.diff", f"commit {commit}\n{diff}")
+    write_whole(
+        directory / "lineage.json",
+        json.dumps({"id": id, "fingerprint": fingerprint, "commit": commit, "parents": lineage}, indent=1) + "\n",
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return Run(directory, id, axis, _open_wandb(directory, id, axis, stage, seed, settings, lineage, first.recipe))
+
+
+def finish_run(run: Run, summary: dict) -> None:
+    """Closes wandb, then writes summary.json: from here on the run is done."""
+    if not run.is_main:
+        return
+    run.wandb.summary.update(summary)
+    run.wandb.finish(quiet=True)
+    if run.wandb.url:
+        print(f"wandb: {run.wandb.url}")
+    write_whole(run.dir / "summary.json", json.dumps({"id": run.id, **summary}, indent=1) + "\n")
+    print(f"done: {run.dir}")
+
+
+def run_directory(config: RunConfig, seed: int) -> Path:
+    """--run_dir, or the place that the recipe's path and the seed give."""
+    if config.run_dir:
+        return Path(config.run_dir)
+    if not config.recipe:
+        raise ValueError("give --config experiments/<experiment>/<recipe>.yaml or --run_dir")
+    recipe = Path(config.recipe)
+    return Path("runs") / recipe.resolve().parent.name / f"{recipe.stem}-s{seed}"
+
+
+def weights_hash(path: str | Path) -> str | None:
+    """sha256 of the safetensors of a run or model directory; None for a hub id (its revision is not on disk)."""
+    path = Path(path)
+    files = sorted(path.glob("model/*.safetensors")) or sorted(path.glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _open_wandb(directory: Path, id: str, axis: str, stage: str, seed: int, settings: dict, lineage: list, recipe: str | None):
+    import wandb
+
+    mode = "online" if os.environ.get("WANDB_MODE") == "online" else "offline"
+    os.environ.setdefault("WANDB_DATA_DIR", str((directory / "wandb").resolve()))  # artifacts, else in the home folder
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        dir=str(directory),
+        id=id,
+        name=f"{directory.parent.name}/{directory.name}",
+        group=directory.parent.name,
+        job_type=stage,
+        tags=[Path(recipe).stem if recipe else stage, f"seed-{seed}"],
+        config={**settings, "parents": lineage},
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(x_transaction_log_flush_interval=1, silent=True),
+    )
+    run.define_metric(axis)
+    run.define_metric("*", step_metric=axis)
+    return run
+
+
+def _plain(config) -> dict:
+    """A config's fields as JSON values; trl's and transformers' know how to hide what they must."""
+    values = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
+    return json.loads(json.dumps({k: v for k, v in values.items() if k != "run_dir"}, default=str))
+
+
+def _set_aside(directory: Path) -> None:
+    """Moves what is in the directory, but for the recipe, to <directory>.old, replacing what was there."""
+    found = [p for p in directory.iterdir() if p.name != "recipe.yaml"] if directory.exists() else []
+    if found:
+        old = directory.with_name(directory.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir()
+        for path in found:
+            os.replace(path, old / path.name)
+
+
+def _code() -> tuple[str, str]:
+    def git(*command):
+        done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True)
+        return done.stdout if done.returncode == 0 else ""
+
+    return git("rev-parse", "HEAD").strip() or "unknown", git("diff", "HEAD", "--", ":!*.jsonl")
+
+
+def _row_step(line: str, axis: str) -> float:
+    try:
+        return json.loads(line)[axis]
+    except ValueError:
+        return math.inf  # the half line of a kill
+
+
+def _parent_id(path: str | Path) -> str | None:
+    return _read_json(Path(path) / "lineage.json").get("id")
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _same_text(a: str | Path, b: str | Path) -> bool:
+    return Path(b).exists() and Path(a).read_text() == Path(b).read_text()
