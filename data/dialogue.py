@@ -85,7 +85,9 @@ def merge_runs(turns: list[Turn]) -> tuple[Turn, ...]:
     for turn in turns:
         if merged and merged[-1].speaker == turn.speaker:
             last = merged[-1]
-            merged[-1] = Turn(turn.speaker, f"{last.text} {turn.text}", turn.emotion or last.emotion, turn.act or last.act)
+            merged[-1] = Turn(
+                turn.speaker, f"{last.text} {turn.text}", turn.emotion or last.emotion, turn.act or last.act
+            )
         else:
             merged.append(turn)
     return tuple(merged)
@@ -120,6 +122,8 @@ def to_json(dialogue: Dialogue) -> str:
 
 def from_json(row: dict) -> Dialogue:
     """A checked Dialogue from a JSON object. Raises ValueError naming a missing or unknown key."""
+    if not isinstance(row.get("profile", []), list):
+        raise ValueError(f"dialogue {row.get('id')!r}: profile is {row['profile']!r}, not a list of facts")
     try:
         turns = tuple(Turn(**turn) for turn in row["turns"])
         return Dialogue(**{**row, "turns": turns, "profile": tuple(row.get("profile", ()))}).check()

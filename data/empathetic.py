@@ -12,7 +12,8 @@ COLUMNS = ("conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utte
 
 #: The situations that the original recipe kept.
 KEPT_SITUATIONS = frozenset(
-    "joyful sad lonely embarrassed surprised excited sentimental faithful proud trusting hopeful confident grateful".split()
+    "joyful sad lonely embarrassed surprised excited sentimental faithful proud trusting hopeful confident "
+    "grateful".split()
 )
 
 
@@ -26,7 +27,7 @@ def load(split: str, root: str | None = None) -> Iterator[Dialogue]:
         row = row_next
         text = from_empathetic(row["utterance"])
         if text:
-            # Utterances count from 1 and the speaker begins; speaker_idx says so too, but only in files rebuilt like ours.
+            # Utterances count from 1 and the speaker begins. speaker_idx is no help: on the hub it numbers the workers.
             turns.append(Turn("person" if row["utterance_idx"] % 2 else "friend", text))
     if row is not None:
         yield _dialogue(row, turns, split)

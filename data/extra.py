@@ -1,6 +1,7 @@
 """Corpora with a stated licence beside the two main ones, as JSON lines: material for the embedded base model.
 
-self_dialogue (BSD-3-Clause), topical_chat (CDLA-Sharing-1.0), persuasion_for_good (Apache-2.0), meena_human (CC BY 4.0).
+self_dialogue (BSD-3-Clause), topical_chat (CDLA-Sharing-1.0), persuasion_for_good (Apache-2.0) and meena_human
+(CC BY 4.0).
 """
 
 import hashlib
@@ -35,5 +36,9 @@ def load(corpus: str, split: str, root: str | None = None) -> Iterator[Dialogue]
         if "all" in files and hash_split(row["id"]) != split:
             continue
         person = row["turns"][0]["speaker"]
-        turns = [Turn("person" if t["speaker"] == person else "friend", text) for t in row["turns"] if (text := normalise(t["text"]))]
+        turns = [
+            Turn("person" if t["speaker"] == person else "friend", text)
+            for t in row["turns"]
+            if (text := normalise(t["text"]))
+        ]
         yield Dialogue(row["id"], corpus, split, merge_runs(turns), topic=row.get("topic"))

@@ -2,7 +2,8 @@
 
 A sentence of 4 to 14 words that begins with I, I'm, I've, My or We becomes a phrase without subject, as in the
 sample's profiles: "I have two dogs." -> "has two dogs", "I'm a nurse" -> "is a nurse", "My car broke down" -> "their
-car broke down". Questions, and sentences about the talk itself ("I think", "I agree", "I know"), are left out.
+car broke down". Left out are questions, sentences about the talk itself ("I think", "I agree", "I'm sure"), verbs that
+the lists below do not know, and what cannot be understood alone: someone or something named before ("she", "it").
 """
 
 import re
@@ -11,18 +12,37 @@ from data.dialogue import Dialogue
 
 MIN_WORDS, MAX_WORDS = 4, 14
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
+#: What the first word after "I'm" or "I was" must not be: it is about the talk, or is clear only inside it.
 _TALK = frozenset(
-    "think know see guess agree mean hope wish bet suppose understand believe said say just do don't didn't can't am will".split()
+    "sure sorry afraid glad aware curious going gonna not surprised talking saying thinking wondering hoping "
+    "guessing kidding joking asking just also always still never and or but in on".split()
 )
-_SAME = frozenset(  # verbs whose form does not change with the person: past tenses and modals
-    "was were had did went got came saw made took found gave lost left felt told bought met ran broke ate won kept "
-    "can could would should might must may will used never always once recently finally actually really also still "
-    "heard thought read went grew wrote knew spent slept drove cut put set let hurt haven't hasn't wasn't won't couldn't".split()
+#: Words that point at something outside the sentence, or at the partner.
+_ELSEWHERE = re.compile(
+    r"\b(you|your|yours|u|ya|he|him|his|she|hers?|they|them|their|theirs|it|its|it's|this|these|those|that's|there|here|too|"
+    r"either|both|us|let's)\b|\b(that|one|ones|so)$",
+    re.IGNORECASE,
 )
-_IRREGULAR = {"am": "is", "have": "has", "do": "does", "go": "goes", "try": "tries", "study": "studies", "be": "is"}
+#: Verbs that are taken, so that none is conjugated by guess: present ones get an s, past ones (and any -ed) stay.
+_PRESENT = frozenset(
+    "love like hate enjoy prefer live work play study teach run drive eat drink cook collect keep miss feel get "
+    "make take use watch write plan try own travel visit train swim sing dance draw paint bake ride spend start "
+    "stay sleep wake walk care worry struggle volunteer trust admire dream speak learn grow raise sell help share "
+    "buy listen save practice pray cry belong plant quit lose wear dislike attend".split()
+)
+_PAST = frozenset(
+    "had did went got came saw made took found gave lost left felt told bought met ran broke ate won kept grew "
+    "wrote knew spent slept drove cut put set let hurt hadn't began caught fell fought held led paid rode sang "
+    "sat sent sold stood taught threw woke wore built chose drank flew froze lent rang shot spoke stuck swam tore "
+    "became brought never".split()
+)
+_IRREGULAR = {"am": "is", "was": "was", "were": "was", "have": "has", "do": "does", "go": "goes", "haven't": "hasn't"}
+_ADVERBS = frozenset("really also still always often usually recently finally actually mostly just".split())
 _PRONOUNS = [
-    (r"\bmy\b", "their"), (r"\bmine\b", "theirs"), (r"\bmyself\b", "themselves"), (r"\bme\b", "them"),
-    (r"\bour\b", "their"), (r"\bI'm\b", "they are"), (r"\bI've\b", "they have"), (r"\bI\b", "they"),
+    (r"\bI was\b", "they were"), (r"\bI am\b", "they are"), (r"\bI'm\b", "they are"), (r"\bI wasn't\b", "they weren't"),
+    (r"\bmy\b", "their"), (r"\bour\b", "their"), (r"\bmine\b", "theirs"), (r"\bmyself\b", "themselves"),
+    (r"\bme\b", "them"), (r"\bI've\b", "they have"), (r"\bI'd\b", "they'd"), (r"\bI'll\b", "they'll"),
+    (r"\b(I|we)\b", "they"), (r"\band have\b", "and has"), (r"\band am\b", "and is"),
 ]  # fmt: skip
 
 
@@ -40,31 +60,42 @@ def derive_profile(dialogue: Dialogue, most: int = 3) -> tuple[str, ...]:
 def _fact(sentence: str) -> str | None:
     sentence = sentence.strip().rstrip(".!")
     words = sentence.split()
-    if not MIN_WORDS <= len(words) <= MAX_WORDS or sentence.endswith(("?", ",")):
+    if (
+        not MIN_WORDS <= len(words) <= MAX_WORDS
+        or sentence.endswith(("?", ",", "'", '"', "-"))
+        or _ELSEWHERE.search(sentence)
+    ):
         return None
-    first, second = words[0], words[1].lower().strip(",")
-    if first in ("I", "i", "We", "we"):
-        if second in _TALK and not (first in "Ii" and second == "am"):
+    first, rest = words[0].lower(), words[1:]
+    if first in ("i", "we"):
+        while rest[0].lower() in _ADVERBS and len(rest) > 2:
+            rest = rest[1:]
+        verb = _third_person(rest[0].lower())
+        if verb is None or verb in ("is", "was") and rest[1].lower() in _TALK:
             return None
-        rest = " ".join([_third_person(second), *words[2:]])
-    elif first.lower() in ("i'm", "im", "we're"):
-        rest = " ".join(["is", *words[1:]])
-    elif first.lower() in ("i've", "we've"):
-        rest = " ".join(["has", *words[1:]])
-    elif first.lower() in ("my", "our"):
-        rest = " ".join(["their", *words[1:]])
+        rest = [verb, *rest[1:]]
+    elif first in ("i'm", "im", "we're", "i've", "ive", "we've"):
+        if rest[0].lower() in _TALK:
+            return None
+        rest = ["has" if first.endswith("ve") else "is", *rest]
+    elif first in ("my", "our"):
+        rest = ["their", *rest]
     else:
         return None
-    if re.search(r"\b(you|your|u)\b", rest, re.IGNORECASE):
-        return None  # about the talk, not about the person
+    fact = " ".join(rest)
     for pattern, replacement in _PRONOUNS:
-        rest = re.sub(pattern, replacement, rest, flags=re.IGNORECASE)
-    return rest
+        fact = re.sub(pattern, replacement, fact, flags=re.IGNORECASE)
+    return fact
 
 
-def _third_person(verb: str) -> str:
+def _third_person(verb: str) -> str | None:
+    """The verb after "they" turned singular, or None for one that is not taken."""
     if verb in _IRREGULAR:
         return _IRREGULAR[verb]
-    if verb in _SAME or verb.endswith(("ed", "ly")) or not verb.isalpha():
+    if verb in _PAST or re.fullmatch(r"[a-z]+[^e]ed", verb):
         return verb
-    return verb + ("es" if verb.endswith(("s", "sh", "ch", "x", "z")) else "s")
+    if verb not in _PRESENT:
+        return None
+    if re.search(r"[^aeiou]y$", verb):
+        return verb[:-1] + "ies"
+    return verb + ("es" if verb.endswith(("s", "sh", "ch", "x")) else "s")

@@ -3,8 +3,9 @@
 import json
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def data_root(path: str | None = None) -> Path | None:
@@ -45,16 +46,16 @@ def read_table(repo: str, split: str, columns: tuple[str, ...], root: str | None
     return table
 
 
-def read_jsonl(path: str | Path, skip_bad_rows: bool = False) -> Iterator[dict]:
-    """JSON objects of a .jsonl or .jsonl.xz file, line by line.
+def read_jsonl(path: str | Path, skip_bad_rows: bool = False, parse: Callable[[dict], Any] = dict) -> Iterator[Any]:
+    """JSON objects of a .jsonl or .jsonl.xz file, line by line, each turned by `parse` into what the caller wants.
 
-    A broken line raises ValueError naming file and line. With `skip_bad_rows` it is set aside in <path>.bad (beside the
-    file it came from) and counted on the screen instead.
+    A line that is no JSON object, or that `parse` refuses with a ValueError, raises ValueError naming file and line.
+    With `skip_bad_rows` it is set aside in <path>.bad (beside the file it came from) and counted on the screen.
     """
     path = Path(path)
     opener = lzma.open if path.suffix == ".xz" else open
     bad: list[str] = []
-    with opener(path, "rt", encoding="utf-8") as lines:
+    with opener(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -62,15 +63,16 @@ def read_jsonl(path: str | Path, skip_bad_rows: bool = False) -> Iterator[dict]:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"is a JSON {type(row).__name__}, not an object")
+                row = parse(row)
             except ValueError as error:
                 if not skip_bad_rows:
                     raise ValueError(f"{path}, line {number}: {error}; --skip_bad_rows sets such rows aside") from None
-                bad.append(line)
+                bad.append(line.decode(errors="backslashreplace").rstrip("\n") + "\n")
                 continue
             yield row
     if bad:
         aside = path.with_name(path.name + ".bad")
-        write_whole(aside, "".join(line if line.endswith("\n") else line + "\n" for line in bad))
+        write_whole(aside, "".join(bad))
         print(f"{path}: {len(bad)} broken rows set aside in {aside}")
 
 
@@ -80,10 +82,10 @@ def write_whole(path: str | Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as out:
+        with temporary.open("w", encoding="utf-8") as out:
             out.write(text)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,10 +3,20 @@ ships in models/pretrained, or by a hub id; the rest of the project does not car
 
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoTokenizer
+from peft import PeftModel
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from models.scorer import TEXT_WEIGHTS, Scorer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -16,7 +26,8 @@ MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 def resolve(name: str) -> str:
     """A run directory's `model/`, a local path, a shipped model's path, else `name` itself as a hub id."""
     for path in (Path(name) / "model", Path(name), PRETRAINED / name):
-        if (path / "config.json").exists() or (path / "adapter_config.json").exists():
+        is_run = (path / "lineage.json").exists()  # a run has a config.json too: its settings
+        if not is_run and ((path / "config.json").exists() or (path / "adapter_config.json").exists()):
             return str(path)
     if name.startswith((".", "/", "runs/")):
         raise FileNotFoundError(f"{name}: no model there (config.json or adapter_config.json); has that stage finished?")
@@ -40,3 +51,93 @@ def load_minilm():
     """MiniLM (22.7 M parameters, fp32) and its WordPiece tokenizer."""
     path = minilm_path()
     return AutoModel.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+
+
+def load_tokenizer(name: str, chat_template_path: str | None = None):
+    """The tokenizer of a model or adapter. It must know how to write a chat: by itself or by a Jinja file."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+    if chat_template_path:
+        tokenizer.chat_template = Path(chat_template_path).read_text()
+    if not tokenizer.chat_template:
+        raise ValueError(f"{name} has no chat template: set chat_template_path to a Jinja file that writes its prompt")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(name: str, dtype: str = "float32", quantization: str | None = None):
+    """A causal LM without adapters. `quantization` is None, "8bit" or "4bit" (needs bitsandbytes and a GPU)."""
+    settings = {"dtype": getattr(torch, dtype)}
+    if quantization:
+        from transformers import BitsAndBytesConfig
+
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModuleNotFoundError(f"quantization: {quantization} needs bitsandbytes: pip install bitsandbytes")
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=quantization == "8bit", load_in_4bit=quantization == "4bit", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        settings["device_map"] = {"": torch.cuda.current_device()}
+    return AutoModelForCausalLM.from_pretrained(resolve(name), **settings)
+
+
+def load_policy(name: str, dtype: str = "float32", quantization: str | None = None, adapter: str = "default"):
+    """A causal LM by name: a base as it is, or the base of an adapter with that adapter on it, called `adapter`."""
+    path = Path(resolve(name))
+    if not (path / "adapter_config.json").exists():
+        return load_base(name, dtype, quantization)
+    base = load_base(base_of(name), dtype, quantization)
+    return PeftModel.from_pretrained(base, str(path), adapter_name=adapter)
+
+
+def base_of(name: str) -> str:
+    """The name of the base that an adapter was trained on."""
+    return json.loads((Path(resolve(name)) / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
+    """A run, a shipped name, or any single-label classifier of emotions (hub id or path), in fp32, as a Scorer.
+
+    A model without scorer.json is read with preset `text`, its labels weighted by their names, lower-cased; ValueError
+    names a label that preset does not know. An adapter is merged into its encoder: the same scores, fewer products.
+    """
+    path = resolve(str(name))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    saved = Path(path) / "scorer.json"
+    settings = json.loads(saved.read_text()) if saved.exists() else None
+    if (Path(path) / "adapter_config.json").exists():
+        if settings is None:
+            raise FileNotFoundError(f"{saved} is missing: the adapter alone does not say what its outputs mean")
+        encoder = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        model = load_classifier(encoder, settings["labels"])
+        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    return Scorer(model.to(device), tokenizer, **(settings or _text_settings(model.config, path)))
+
+
+def load_classifier(name: str, labels: list[str]) -> PreTrainedModel:
+    """The encoder `name` with a fresh head for `labels`, in fp32."""
+    return AutoModelForSequenceClassification.from_pretrained(
+        encoder_path(name),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        dtype=torch.float32,
+        use_safetensors=True,
+    )
+
+
+def encoder_path(name: str) -> str:
+    """`resolve`, but for MiniLM's hub id, which the pinned package stands in for."""
+    return str(minilm_path()) if name == MINILM_HUB else resolve(name)
+
+
+def _text_settings(config: PretrainedConfig, path: str) -> dict:
+    labels = [config.id2label[i].lower() for i in range(config.num_labels)]
+    unknown = [label for label in labels if label not in TEXT_WEIGHTS]
+    if unknown:
+        raise ValueError(
+            f"{path}: label {unknown[0]!r} is no emotion that preset text weighs ({sorted(TEXT_WEIGHTS)}); "
+            "give a model trained by reward.train, or a classifier with these labels"
+        )
+    weights = [TEXT_WEIGHTS[label] for label in labels]
+    return {"preset": "text", "labels": labels, "weights": weights, "max_length": 128, "temperature": 1.0}

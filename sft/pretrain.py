@@ -339,7 +339,8 @@ def save(run_dir: Path, model, optimizers: list, step: int) -> None:
     """A checkpoint in one rename: weights as safetensors, optimizer state as tensors only."""
     new, final = run_dir / ".checkpoint.tmp", run_dir / "checkpoint"
     new.mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k != "cls.predictions.decoder.weight"}, new / "model.safetensors")
+    tied = "cls.predictions.decoder."  # its weight and bias are the embeddings' and the head's own
+    save_file({k: v for k, v in model.state_dict().items() if not k.startswith(tied)}, new / "model.safetensors")
     torch.save({"optimizers": [o.state_dict() for o in optimizers], "step": step}, new / "state.pt")
     old = run_dir / ".checkpoint.old"
     if final.exists():

@@ -1,4 +1,4 @@
-"""The project's own sample: dialogues and scenes written for it (Apache-2.0). README.md in this folder is their card."""
+"""The project's own sample: dialogues and scenes written for it (Apache-2.0). README.md in this folder is its card."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,5 +11,4 @@ FOLDER = Path(__file__).parent
 
 def load(split: str) -> Iterator[Dialogue]:
     """Dialogues of train, validation or test; no profile is in two of them."""
-    for row in read_jsonl(FOLDER / f"{split}.jsonl"):
-        yield from_json(row)
+    yield from read_jsonl(FOLDER / f"{split}.jsonl", parse=from_json)

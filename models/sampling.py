@@ -1,0 +1,123 @@
+"""Sampling responses from a causal LM, left-padded, with a key-value cache.
+
+Every draw is a function of (seed, key of the sample, position) alone: a sample does not change with the batch it is in,
+the rows dropped around it or the number of processes. One uniform number picks the token by inverting the cumulative
+distribution, so that no random state has to be kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+
+@dataclass
+class Samples:
+    """Right-padded responses. B responses, T tokens (the longest one's).
+
+    response_BT: token ids, the end token included, padded with `pad_token_id`.
+    mask_BT: True on real tokens, the end token among them.
+    ended_B: whether the end token came before `max_new_tokens`.
+    """
+
+    response_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    ended_B: torch.Tensor
+
+
+@torch.inference_mode()
+def sample(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    eos_token_id: int,
+    pad_token_id: int,
+    seed: int,
+    keys: Sequence[int] | None = None,
+) -> Samples:
+    """One response for each prompt (token ids), at `temperature` (0 is greedy), without top-k or top-p.
+
+    `keys` name the samples for the noise; by default their row numbers. Rows that have ended leave the batch.
+    Raises ValueError when a prompt is empty or does not fit the model's context with `max_new_tokens`.
+    """
+    device = model.device
+    context = model.config.max_position_embeddings
+    lengths = np.array([len(prompt) for prompt in prompts])
+    if not lengths.all():
+        raise ValueError(f"prompt {int(np.argmin(lengths))} is empty")
+    if lengths.max() + max_new_tokens > context:
+        row = int(lengths.argmax())
+        raise ValueError(
+            f"prompt {row} has {lengths[row]} tokens; with max_new_tokens {max_new_tokens} it exceeds the model's context "
+            f"of {context}: shorten the scene's profile or lower max_new_tokens"
+        )
+    B, P = len(prompts), int(lengths.max())
+    keys = np.arange(B) if keys is None else np.asarray(keys)
+    ids = torch.full((B, P), pad_token_id, device=device)
+    mask = torch.zeros((B, P), dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        ids[row, P - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, P - len(prompt) :] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+    response = torch.full((B, max_new_tokens), pad_token_id, device=device)
+    live = torch.arange(B, device=device)  # the rows still going on
+    cache = DynamicCache(config=model.config)
+    for t in range(max_new_tokens):
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits[:, -1]
+        noise = uniform(seed, keys[live.cpu().numpy()], t)
+        token = draw(logits, temperature, torch.from_numpy(noise).to(device))
+        response[live, t] = token
+        going = token != eos_token_id
+        if not going.any():
+            break
+        if not going.all():
+            live, token, mask, positions = live[going], token[going], mask[going], positions[going]
+            cache.batch_select_indices(going.nonzero().squeeze(1))
+        ids, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+
+    ended = (response == eos_token_id).any(1)
+    # The end token may be the pad token too: a position is real up to and with the first end token.
+    size = torch.where(ended, (response == eos_token_id).int().argmax(1) + 1, max_new_tokens)
+    T = int(size.max())
+    return Samples(response[:, :T], torch.arange(T, device=device)[None] < size[:, None], ended)
+
+
+def draw(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
+    """Tokens [B] from softmax(logits / temperature) by inversion: the first whose cumulative probability exceeds u."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    cumulative = torch.softmax(logits_BV.double() / temperature, -1).cumsum(-1)
+    threshold = uniform_B[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
+
+
+def uniform(seed: int, keys: np.ndarray, position: int) -> np.ndarray:
+    """One number in [0, 1) for each key: splitmix64 (Steele et al. 2014) of seed, key and position."""
+    x = np.uint64(seed)
+    with np.errstate(over="ignore"):
+        for part in (keys.astype(np.uint64), np.full(keys.shape, position, dtype=np.uint64)):
+            x = _mix(x + part * np.uint64(0x9E3779B97F4A7C15))
+        x = _mix(x + np.uint64(0x9E3779B97F4A7C15))
+    return (x >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def decode(samples: Samples, tokenizer) -> list[str]:
+    """The texts, without special tokens and outer white space."""
+    return [
+        tokenizer.decode(row[keep], skip_special_tokens=True).strip()
+        for row, keep in zip(samples.response_BT.cpu(), samples.mask_BT.cpu(), strict=True)
+    ]

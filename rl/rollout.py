@@ -1,0 +1,154 @@
+"""Rollouts: scenes in, sampled openers out, with all that an update needs to know about them.
+
+Axes as in rl/ppo.py: B responses, T response tokens; P prompt tokens, left-padded.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+
+@dataclass
+class Rollout:
+    """A batch of openers. Tensors have the batch first; see `ppo.py` for the convention of masks and positions."""
+
+    query_BP: torch.Tensor  # prompt ids, left-padded
+    query_mask_BP: torch.Tensor
+    response_BT: torch.Tensor  # response ids, right-padded, end token included
+    mask_BT: torch.Tensor
+    ended_B: torch.Tensor
+    scene_B: torch.Tensor  # rows of the scenes
+    score_B: torch.Tensor  # the scorer's opinion, penalty for a missing end included
+    logp_BT: torch.Tensor  # under the policy that wrote it, at the sampling temperature
+    ref_logp_BT: torch.Tensor
+    values_BT: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> "Rollout":
+        """Some rows, without the columns that are all padding in them."""
+        part = Rollout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+        P = int(part.query_mask_BP.sum(1).max())
+        T = int(part.mask_BT.sum(1).max())
+        for name in ("query_BP", "query_mask_BP"):
+            setattr(part, name, getattr(part, name)[:, -P:])
+        for name in ("response_BT", "mask_BT", "logp_BT", "ref_logp_BT", "values_BT"):
+            setattr(part, name, getattr(part, name)[:, :T])
+        return part
+
+
+class PolicyWithValueHead(nn.Module):
+    """The policy and, on its trunk's last hidden state, a linear value head: one forward pass gives both.
+
+    Takes the place of trl's PolicyAndValueWrapper, which runs a second full backbone for the values.
+    """
+
+    def __init__(self, policy: PeftModel, value_model: "ValueHead"):
+        super().__init__()
+        self.policy, self.value_model = policy, value_model
+        self.is_gradient_checkpointing = policy.is_gradient_checkpointing
+        self._hidden = None
+        policy.get_base_model().base_model.register_forward_hook(self._keep_hidden)
+
+    def _keep_hidden(self, module, inputs, output):
+        self._hidden = output.last_hidden_state
+
+    def gradient_checkpointing_enable(self, **kwargs):
+        self.policy.gradient_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_disable(self):
+        self.policy.gradient_checkpointing_disable()
+
+    def forward(
+        self,
+        query_BP: torch.Tensor,
+        query_mask_BP: torch.Tensor,
+        response_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """log-probabilities, entropies (of the distribution at `temperature`) and values of the response, each [B, T].
+
+        Logits are computed for the response's positions alone.
+        """
+        mask = torch.cat([query_mask_BP, mask_BT.long()], 1)
+        T = response_BT.shape[1]
+        logits = self.policy(
+            input_ids=torch.cat([query_BP, response_BT], 1),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=T + 1,
+        ).logits[:, :-1]
+        hidden_BTD, self._hidden = self._hidden[:, -T - 1 : -1], None
+        log_p = torch.log_softmax(logits.float() / temperature, -1)
+        logp_BT = log_p.gather(-1, response_BT[..., None]).squeeze(-1)
+        with torch.no_grad():
+            entropy_BT = -(log_p.exp() * log_p).sum(-1)
+        return logp_BT, entropy_BT, self.value_model(hidden_BTD).float()
+
+
+class ValueHead(nn.Module):
+    """A linear value of the policy's hidden state, 0 to begin with."""
+
+    base_model_prefix = "trunk"  # trl asks for the name of a backbone; there is none
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.trunk = nn.Identity()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Values [B, T]. The head learns from the trunk's features; they are the policy's to change, so no gradient
+        flows back."""
+        return self.linear(hidden_BTD.detach().to(self.linear.weight.dtype)).squeeze(-1)
+
+
+class MergedCopy:
+    """A copy of the base with an adapter's weights added in: what sampling runs on. The base itself is never written."""
+
+    def __init__(self, policy: PeftModel):
+        self.policy = policy
+        base = policy.get_base_model()
+        layers = [(name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+        # Copy without the adapters: put each base layer in the adapter's place, copy, put the adapters back.
+        for name, module in layers:
+            base.set_submodule(name, module.base_layer)
+        self.model = copy.deepcopy(base).requires_grad_(False).eval()
+        for name, module in layers:
+            base.set_submodule(name, module)
+        self.layers = [(module, self.model.get_submodule(name)) for name, module in layers]
+
+    @torch.no_grad()
+    def merge(self, adapter: str) -> nn.Module:
+        """The copy, with `adapter` as it is now."""
+        for module, target in self.layers:
+            weight = module.base_layer.weight
+            target.weight.copy_((weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype))
+        return self.model
+
+
+def scene_rows(update: int, batch_size: int, num_scenes: int, seed: int) -> np.ndarray:
+    """The scenes of an update: the next `batch_size` of an endless row of shuffled passes over all scenes.
+
+    A function of its arguments, so that a resumed run needs no state, and a batch may be larger than the dataset.
+    """
+    first = update * batch_size
+    passes = range(first // num_scenes, (first + batch_size - 1) // num_scenes + 1)
+    order = np.concatenate([np.random.default_rng([seed, p]).permutation(num_scenes) for p in passes])
+    start = first - passes[0] * num_scenes
+    return order[start : start + batch_size]
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompt ids and mask [B, P]."""
+    P = max(map(len, prompts))
+    ids = torch.tensor([[pad_token_id] * (P - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask

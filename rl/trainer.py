@@ -1,0 +1,429 @@
+"""PPO on openers: a subclass of trl 1.12's PPOTrainer that owns the loop.
+
+Kept from trl: the configuration, batch arithmetic, optimizer and schedule, callbacks, accelerate. Ours: what one update
+is. Where stock differs, and why (facts checked in trl 1.12.0):
+
+- Optimizer steps: num_ppo_epochs x num_mini_batches an update, whatever the accumulation. Stock lets accelerate count
+  micro-batches over the whole batch, and steps too seldom, and too often in the last update of a pass.
+- One trunk: the value head sits on the policy. Stock runs a second full backbone.
+- The scorer reads text with its own tokenizer. Stock feeds it the policy's token ids.
+- The reference is the SFT adapter, frozen, on the same base. With adapters off it would be the base, not the friend.
+- Log-probabilities of policy and reference come from a forward pass at the sampling temperature.
+- The score lands on the last real token; statistics are means over real tokens; gradients are clipped.
+- Everything random is a function of seed and update (see rollout.scene_rows, models.sampling), so a checkpoint needs no
+  random state, and batch 1 x accumulation 8 is 8 x 1.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+from data.dialogue import INSTRUCTIONS
+from data.scenes import Scene, prompt_messages
+from data.source import write_whole
+from experiments.run import Run, RunConfig
+from models.sampling import decode, sample
+from models.scorer import Scorer
+from rl import ppo
+from rl.metrics import distinct
+from rl.rollout import MergedCopy, PolicyWithValueHead, Rollout, ValueHead, left_pad, scene_rows
+
+POLICY, REFERENCE = "policy", "reference"
+
+
+@dataclass
+class OpenerConfig(RunConfig):
+    """What PPO optimises on which scenes; how it is done stands in trl's PPOConfig."""
+
+    scene_sources: list[str] = field(default_factory=lambda: ["sample"], metadata={"help": "sample, empathetic"})
+    max_scenes: int | None = field(default=None, metadata={"help": "training scenes per source; None is all"})
+    data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
+    instruction: str = field(default="friend", metadata={"help": f"one of {sorted(INSTRUCTIONS)}"})
+    kl_target: float | None = field(default=None, metadata={"help": "nats a response: adapt kl_coef towards it"})
+    kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which kl_coef adapts"})
+    max_approx_kl: float | None = field(default=None, metadata={"help": "end an update's epochs above this, nats a token"})
+    max_kl: float = field(default=20.0, metadata={"help": "the best checkpoint's KL to the SFT policy, nats a response"})
+    normalize_score: bool = field(default=False, metadata={"help": "subtract the running mean, divide by the deviation"})
+    score_clip: float | None = field(default=None, metadata={"help": "clip scores to +- this, after normalising"})
+    val_samples: int = field(default=1, metadata={"help": "openers per validation scene"})
+    test_samples: int = field(default=4, metadata={"help": "openers per test scene, before and after"})
+    model_dtype: str = "float32"
+    quantization: str | None = field(default=None, metadata={"help": "8bit or 4bit, with bitsandbytes"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.instruction not in INSTRUCTIONS:
+            raise ValueError(f"instruction is {self.instruction!r}, not one of {sorted(INSTRUCTIONS)}")
+        if self.kl_target is not None and self.kl_target <= 0:
+            raise ValueError(f"kl_target is {self.kl_target}: it must be above 0 nats, or null for a fixed kl_coef")
+
+
+class OpenerPPOTrainer(PPOTrainer):
+    """Optimises `policy`'s adapter "policy" against `scorer` on `scenes`, with its adapter "reference" as reference."""
+
+    def __init__(
+        self,
+        config: OpenerConfig,
+        args: PPOConfig,
+        run: Run,
+        tokenizer,
+        policy: PeftModel,
+        scorer: Scorer,
+        scenes: list[Scene],
+        val_scenes: list[Scene],
+    ):
+        check(args, scenes)
+        self.config, self.run, self.scorer = config, run, scorer
+        self.scenes, self.val_scenes = scenes, val_scenes
+        self.prompts = [self._prompt(tokenizer, scene) for scene in scenes]
+        args.model_adapter_name, args.ref_adapter_name = POLICY, REFERENCE
+        args.output_dir, args.report_to, args.num_sample_generations = str(run.dir), [], 0
+        # Stock names its wrapper globally; ours takes its place while stock builds optimizer, schedule and accelerator.
+        with mock.patch.object(ppo_trainer, "PolicyAndValueWrapper", PolicyWithValueHead):
+            super().__init__(
+                args=args,
+                processing_class=tokenizer,
+                model=policy,
+                ref_model=None,
+                reward_model=scorer.model,
+                value_model=ValueHead(policy.get_base_model().get_input_embeddings().weight.shape[1]),
+                train_dataset=Dataset.from_dict({"input_ids": self.prompts}),
+                eval_dataset=Dataset.from_dict({"input_ids": [self._prompt(tokenizer, s) for s in val_scenes]}),
+            )
+        self.accelerator.gradient_accumulation_steps = 1  # we scale the loss ourselves
+        self.sampler = MergedCopy(policy)
+        self.kl_coef, self.moments = args.kl_coef, ppo.RunningMoments()
+        self.optimizer_steps, self.best = 0, {}
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def train(self) -> None:
+        """All updates, from the last whole checkpoint on if there is one."""
+        args = self.args
+        start = self._resume()
+        self.state.max_steps, self.state.global_step = args.num_total_batches, start
+        self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
+        if start == 0:
+            self._evaluate(0)
+        for update in range(start, args.num_total_batches):
+            began = time.perf_counter()
+            rollout, times = self.rollout(update)
+            metrics = self.improve(rollout, update)
+            self.lr_scheduler.step()
+            done, seconds = update + 1, time.perf_counter() - began
+            tokens = rollout.mask_BT.sum().item()
+            metrics |= times | {
+                "time/update_s": seconds - sum(times.values()),
+                "time/tokens_per_s": tokens / seconds,
+                "time/episodes_per_s": args.batch_size / seconds,
+                "lr": self.lr_scheduler.get_last_lr()[0],
+                "update": done,
+            }
+            self.state.global_step, self.state.episode = done, done * args.batch_size
+            self.run.log(metrics, step=self.state.episode)
+            self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+            last = done == args.num_total_batches
+            if last or (args.eval_steps and done % args.eval_steps == 0):
+                self._evaluate(done)
+            if last or (args.save_steps and done % args.save_steps == 0):
+                self._save(done)
+        self.control = self.callback_handler.on_train_end(args, self.state, self.control)
+
+    @torch.no_grad()
+    def rollout(self, update: int) -> tuple[Rollout, dict[str, float]]:
+        """Samples the update's openers, scores them, and reads them with policy and reference.
+
+        The rollout is of the whole batch on every process: each writes its share, then all are gathered.
+        """
+        args, clock = self.args, Clock()
+        rows = scene_rows(update, args.batch_size, len(self.scenes), args.seed)
+        keys = update * args.batch_size + np.arange(args.batch_size)
+        mine = np.array_split(np.arange(args.batch_size), self.accelerator.num_processes)[self.accelerator.process_index]
+        rollout = self.read([self.scenes[row] for row in rows[mine]], rows[mine], keys[mine], args.seed, POLICY, clock)
+        return self._gather(rollout), clock.times
+
+    @torch.no_grad()
+    def read(self, scenes: list[Scene], rows, keys, seed: int, adapter: str, clock: "Clock") -> Rollout:
+        """Openers of `adapter` for scenes, with scores, log-probabilities under it and the reference, and values."""
+        args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
+        prompts = [self._prompt(tokenizer, scene) for scene in scenes]
+        samples = sample(
+            self.sampler.merge(adapter), prompts, max_new_tokens=args.response_length, temperature=args.temperature,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, seed=seed, keys=keys,
+        )  # fmt: skip
+        clock.lap("time/generate_s")
+        score_B = self.scores(scenes, decode(samples, tokenizer), samples.ended_B)
+        clock.lap("time/score_s")
+        ids, mask = left_pad(prompts, tokenizer.pad_token_id)
+        empty = torch.zeros(samples.mask_BT.shape, device=device)
+        rollout = Rollout(
+            ids.to(device), mask.to(device), samples.response_BT, samples.mask_BT, samples.ended_B,
+            torch.as_tensor(rows, device=device), score_B.to(device), empty, empty.clone(), empty.clone(),
+        )  # fmt: skip
+        self._forward_old(rollout, adapter)
+        clock.lap("time/forward_s")
+        return rollout
+
+    def scores(self, scenes: list[Scene], openers: list[str], ended_B: torch.Tensor) -> torch.Tensor:
+        """The scorer's opinion of each opener [B], less `missing_eos_penalty` where it did not end by itself.
+
+        Raises ValueError when the scorer's answer is not one finite number a row.
+        """
+        rows = [
+            {"context": [scene.greeting] if scene.greeting else [], "response": opener, "profile": list(scene.profile)}
+            for scene, opener in zip(scenes, openers, strict=True)
+        ]
+        score_B, _ = self.scorer.score(rows)
+        if score_B.shape != (len(rows),):
+            raise ValueError(f"the scorer gave {tuple(score_B.shape)} scores for {len(rows)} openers")
+        if not torch.isfinite(score_B).all():
+            row = int((~torch.isfinite(score_B)).nonzero()[0])
+            raise ValueError(f"the scorer gave {score_B[row].item()} for scene {scenes[row].id!r}: {openers[row]!r}")
+        return score_B - (self.args.missing_eos_penalty or 0.0) * (~ended_B).to(score_B)
+
+    def improve(self, rollout: Rollout, update: int) -> dict[str, float]:
+        """One update: rewards, advantages, then epochs of minibatches. Returns its metrics."""
+        args, mask_BT = self.args, rollout.mask_BT.float()
+        kl_BT = ppo.kl_estimate(rollout.logp_BT, rollout.ref_logp_BT, args.kl_estimator)
+        rewards_BT = ppo.token_rewards(self._shaped(rollout.score_B), kl_BT, mask_BT, self.kl_coef)
+        if args.whiten_rewards:
+            rewards_BT = ppo.whiten(rewards_BT, mask_BT, shift_mean=False)
+        advantages_BT, returns_BT = ppo.gae(rewards_BT, rollout.values_BT, mask_BT, args.gamma, args.lam)
+        explained = ppo.explained_variance(rollout.values_BT, returns_BT, mask_BT).item()
+        advantages_BT = ppo.whiten(advantages_BT, mask_BT)
+
+        steps: list[dict[str, float]] = []
+        for epoch in range(args.num_ppo_epochs):
+            order = np.random.default_rng([args.seed, update, epoch]).permutation(args.batch_size)
+            for minibatch in np.split(order, args.num_mini_batches):
+                steps.append(self._step(rollout, advantages_BT, returns_BT, minibatch))
+                if self.config.max_approx_kl and steps[-1]["policy/approx_kl"] > self.config.max_approx_kl:
+                    break
+            else:
+                continue
+            break  # this update has gone far enough
+        kl_B = ((rollout.logp_BT - rollout.ref_logp_BT) * mask_BT).sum(1)
+        score, kl = rollout.score_B.mean().item(), kl_B.mean().item()
+        metrics = {
+            "objective/score": score,
+            "objective/kl": kl,
+            "objective/rlhf_reward": score - self.kl_coef * kl,
+            "objective/kl_coef": self.kl_coef,
+            "value/explained_variance": explained,
+            "response/length": mask_BT.sum(1).mean().item(),
+            "response/ended": rollout.ended_B.float().mean().item(),
+            "policy/first_ratio": steps[0]["policy/ratio"],
+            "optimizer_steps": self.optimizer_steps,
+            **{key: float(np.mean([step[key] for step in steps])) for key in steps[0]},
+        }
+        if self.config.kl_target:
+            self.kl_coef = ppo.adapted_kl_coef(self.kl_coef, kl, self.config.kl_target, args.batch_size, self.config.kl_horizon)
+        return metrics
+
+    def _step(self, rollout: Rollout, advantages_BT, returns_BT, minibatch: np.ndarray) -> dict[str, float]:
+        """One optimizer step on a minibatch, in micro-batches of per_device_train_batch_size; its mean statistics."""
+        args, accelerator, device = self.args, self.accelerator, self.accelerator.device
+        tokens = rollout.mask_BT[minibatch].sum()
+        mine = minibatch[accelerator.process_index :: accelerator.num_processes]
+        length = (rollout.query_mask_BP.sum(1) + rollout.mask_BT.sum(1)).cpu().numpy()
+        mine = mine[np.argsort(length[mine], kind="stable")]  # like lengths together: less padding, the same sum
+        micros = [mine[i : i + args.per_device_train_batch_size] for i in range(0, len(mine), args.per_device_train_batch_size)]
+        sums: dict[str, torch.Tensor] = {}
+        for i, micro in enumerate(micros):
+            index = torch.as_tensor(micro, device=device)
+            part = rollout.rows(index)
+            mask_BT, T = part.mask_BT.float(), part.mask_BT.shape[1]
+            waits = accelerator.no_sync(self.model) if i + 1 < len(micros) else contextlib.nullcontext()
+            with waits:
+                logp_BT, entropy_BT, values_BT = self.model(
+                    part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, args.temperature
+                )
+                pg_BT, pg = ppo.policy_loss(logp_BT, part.logp_BT, advantages_BT[index, :T], mask_BT, args.cliprange)
+                vf_BT, vf = ppo.value_loss(values_BT, part.values_BT, returns_BT[index, :T], mask_BT, args.cliprange_value)
+                # The minibatch's mean, whatever its cut into micro-batches and processes (DDP averages gradients).
+                loss = (pg_BT.sum() + args.vf_coef * vf_BT.sum()) / tokens * accelerator.num_processes
+                self.run.check_finite(loss.item(), self.optimizer_steps + 1)
+                accelerator.backward(loss)
+            terms = {"policy/loss": pg_BT.sum(), "value/loss": vf_BT.sum(), "objective/entropy": (entropy_BT * mask_BT).sum(), **pg, **vf}
+            for key, value in terms.items():
+                sums[key] = sums.get(key, 0.0) + value.detach()
+        norm = accelerator.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.optimizer_steps += 1
+        means = accelerator.reduce(torch.stack(list(sums.values())), "sum") / tokens
+        return dict(zip(sums, means.tolist(), strict=True)) | {"policy/grad_norm": float(norm)}
+
+    # ------------------------------------------------------------------------------------------ evaluation
+
+    @torch.no_grad()
+    def openers(self, scenes: list[Scene], adapter: str, num_samples: int, seed: int) -> list[dict]:
+        """Rows {"scene_id", "sample", "opener", "ended", "score", "kl", "tokens"}: `num_samples` openers a scene, at the
+        sampling temperature; KL in nats a response, to the reference."""
+        rows, size = [], self.args.local_rollout_forward_batch_size
+        todo = [(scene, s) for scene in scenes for s in range(num_samples)]
+        for start in range(0, len(todo), size):
+            part = todo[start : start + size]
+            keys = np.arange(start, start + len(part))
+            read = self.read([scene for scene, _ in part], keys, keys, seed, adapter, Clock())
+            kl_B = ((read.logp_BT - read.ref_logp_BT) * read.mask_BT).sum(1)
+            texts = self.processing_class.batch_decode(
+                [r[m] for r, m in zip(read.response_BT, read.mask_BT, strict=True)], skip_special_tokens=True
+            )
+            for i, (scene, s) in enumerate(part):
+                rows.append({"scene_id": scene.id, "sample": s, "opener": texts[i].strip(), "ended": bool(read.ended_B[i]),
+                             "score": read.score_B[i].item(), "kl": kl_B[i].item(), "tokens": int(read.mask_BT[i].sum())})  # fmt: skip
+        return rows
+
+    def _evaluate(self, update: int) -> None:
+        """Validation scenes: score, KL, length, diversity; a table of openers; the best policy within max_kl is kept."""
+        rows = self.openers(self.val_scenes, POLICY, self.config.val_samples, seed=self.args.seed)
+        metrics = {f"eval/{key}": float(np.mean([row[key] for row in rows])) for key in ("score", "kl", "tokens", "ended")}
+        texts = [row["opener"] for row in rows]
+        metrics |= {"eval/distinct_1": distinct(texts, 1), "eval/distinct_2": distinct(texts, 2)}
+        self.run.log(metrics, step=update * self.args.batch_size)
+        scenes = {scene.id: scene for scene in self.val_scenes}
+        self.run.table(
+            "openers",
+            ["episode", "scene", "profile", "greeting", "opener", "score", "kl"],
+            [[update * self.args.batch_size, r["scene_id"], "; ".join(scenes[r["scene_id"]].profile),
+              scenes[r["scene_id"]].greeting or "", r["opener"], r["score"], r["kl"]] for r in rows[:40]],
+        )  # fmt: skip
+        if metrics["eval/kl"] <= self.config.max_kl and metrics["eval/score"] > self.best.get("score", -np.inf):
+            self.best = {"update": update, "score": metrics["eval/score"], "kl": metrics["eval/kl"]}
+            self._write_adapter(self.run.dir / "best")
+
+    def load_best(self) -> None:
+        """Puts the best policy's weights back into the adapter."""
+        set_peft_model_state_dict(self.policy_model, load_file(self.run.dir / "best" / "adapter.safetensors"), adapter_name=POLICY)
+
+    # ------------------------------------------------------------------------------------------ helpers
+
+    def _prompt(self, tokenizer, scene: Scene) -> list[int]:
+        chat = prompt_messages(scene, INSTRUCTIONS[self.config.instruction])
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+    def _forward_old(self, rollout: Rollout, adapter: str) -> None:
+        """Fills in log-probabilities and values, in chunks of local_rollout_forward_batch_size rows."""
+        wrapper, size = self.accelerator.unwrap_model(self.model), self.args.local_rollout_forward_batch_size
+        for start in range(0, len(rollout.score_B), size):
+            chunk = slice(start, start + size)
+            inputs = (rollout.query_BP[chunk], rollout.query_mask_BP[chunk], rollout.response_BT[chunk], rollout.mask_BT[chunk])
+            for name, target in ((adapter, rollout.logp_BT), (REFERENCE, rollout.ref_logp_BT)):
+                with self._adapter(name):
+                    logp_BT, _, values_BT = wrapper(*inputs, self.args.temperature)
+                target[chunk] = logp_BT * inputs[3]
+                if name == adapter:
+                    rollout.values_BT[chunk] = values_BT * inputs[3]
+
+    @contextlib.contextmanager
+    def _adapter(self, name: str):
+        """The policy with another adapter, for reading; the policy's own is active, and alone trainable, outside."""
+        self.policy_model.set_adapter(name, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.policy_model.set_adapter(POLICY)
+
+    def _shaped(self, score_B: torch.Tensor) -> torch.Tensor:
+        if self.config.normalize_score:
+            self.moments.update(score_B)
+            score_B = (score_B - self.moments.mean) / (self.moments.std + 1e-8)
+        return score_B if self.config.score_clip is None else score_B.clamp(-self.config.score_clip, self.config.score_clip)
+
+    def _gather(self, rollout: Rollout) -> Rollout:
+        if self.accelerator.num_processes == 1:
+            return rollout
+        pad, values = self.processing_class.pad_token_id, {}
+        for name, tensor in vars(rollout).items():
+            if tensor.ndim == 2:
+                index = pad if name in ("query_BP", "response_BT") else 0
+                tensor = self.accelerator.pad_across_processes(tensor, dim=1, pad_index=index, pad_first=name.startswith("query"))
+            values[name] = self.accelerator.gather(tensor)
+        return Rollout(**values)
+
+    def _write_adapter(self, directory: Path) -> None:
+        if self.accelerator.is_main_process:
+            directory.mkdir(exist_ok=True)
+            save_file(get_peft_model_state_dict(self.policy_model, adapter_name=POLICY), directory / "adapter.safetensors.tmp")
+            os.replace(directory / "adapter.safetensors.tmp", directory / "adapter.safetensors")
+
+    def _save(self, update: int) -> None:
+        """A checkpoint, whole: adapter, value head, optimizer, schedule, coefficients. The last two are kept."""
+        if self.accelerator.is_main_process:
+            new = self.run.dir / ".checkpoint.tmp"
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            self._write_adapter(new)
+            save_file(self.accelerator.unwrap_model(self.model).value_model.state_dict(), new / "value_head.safetensors")
+            torch.save({"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()}, new / "optimizer.pt")
+            state = {"update": update, "kl_coef": self.kl_coef, "moments": self.moments.state(), "best": self.best,
+                     "optimizer_steps": self.optimizer_steps}  # fmt: skip
+            write_whole(new / "state.json", json.dumps(state))
+            final = self.run.dir / f"checkpoint-{update}"
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(new, final)
+            for old in checkpoints(self.run.dir)[:-2]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        """Loads the newest checkpoint, if any; returns the number of updates done."""
+        found = checkpoints(self.run.dir)
+        if not found:
+            self.run.rewind(-1)
+            return 0
+        path = found[-1]
+        state = json.loads((path / "state.json").read_text())
+        set_peft_model_state_dict(self.policy_model, load_file(path / "adapter.safetensors"), adapter_name=POLICY)
+        self.accelerator.unwrap_model(self.model).value_model.load_state_dict(load_file(path / "value_head.safetensors"))
+        saved = torch.load(path / "optimizer.pt", weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.lr_scheduler.load_state_dict(saved["schedule"])
+        self.kl_coef, self.best, self.optimizer_steps = state["kl_coef"], state["best"], state["optimizer_steps"]
+        self.moments = ppo.RunningMoments(**state["moments"])
+        self.run.rewind(state["update"] * self.args.batch_size)
+        return state["update"]
+
+
+class Clock:
+    """Seconds between laps, added up by name."""
+
+    def __init__(self):
+        self.times, self.last = {}, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.times[name], self.last = self.times.get(name, 0.0) + now - self.last, now
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Whole checkpoints, oldest first: they come into being by a rename."""
+    return sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def check(args: PPOConfig, scenes: list[Scene]) -> None:
+    """Refuses settings that cannot work, naming the key."""
+    if not scenes:
+        raise ValueError("scene_sources gave no training scenes")
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if batch % args.num_mini_batches:
+        raise ValueError(
+            f"num_mini_batches {args.num_mini_batches} must divide per_device_train_batch_size x "
+            f"gradient_accumulation_steps = {batch}"
+        )
+    if args.temperature <= 0:
+        raise ValueError(f"temperature is {args.temperature}: PPO samples, it must be above 0")

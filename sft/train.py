@@ -1,0 +1,238 @@
+"""SFT: LoRA on a causal LM gives the base *friend* (or, with `role: person`, a simulated person).
+
+    make sft             # python -m sft.train --config experiments/tiny/sft.yaml
+
+trl's SFTTrainer on the friend's mixture, loss on the friend's turns only, batches of like length so that little is
+padding. Evaluation is exact: nats over all of the friend's held-out tokens, also as bits per byte of the friend's text,
+which can be compared across tokenizers. The original's settings (LoRA r 16, alpha 32, dropout 0.05) are the defaults.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
+from data.friend import mixture
+from data.scenes import load_scenes, prompt_messages
+from experiments.run import RunConfig, finish_run, parse_config, start_run
+from models.load import load_base, load_tokenizer, resolve
+from models.sampling import decode, sample
+
+
+@dataclass
+class FriendConfig(RunConfig):
+    """What is trained on what; how it is trained stands in trl's SFTConfig."""
+
+    model_name_or_path: str = field(default="friend-base", metadata={"help": "shipped name, path or hub id"})
+    sources: list[str] = field(default_factory=lambda: ["sample"], metadata={"help": "sample, empathetic, daily"})
+    preset: str = field(default="clean", metadata={"help": "clean, or original: the original recipe's rules"})
+    instruction: str = field(default="friend", metadata={"help": f"one of {sorted(INSTRUCTIONS)}"})
+    role: str = field(default="friend", metadata={"help": "whose turns are learnt: friend, or person (simulated)"})
+    data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
+    max_eval_dialogues: int = field(default=500, metadata={"help": "validation dialogues, during training and after"})
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_target_modules: str = field(default="all-linear", metadata={"help": "or names, separated by commas"})
+    model_dtype: str = "float32"
+    quantization: str | None = field(default=None, metadata={"help": "8bit or 4bit, with bitsandbytes"})
+    max_new_tokens: int = field(default=48, metadata={"help": "of the sampled replies and openers"})
+    temperature: float = field(default=0.7, metadata={"help": "of the sampled replies and openers"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (("instruction", INSTRUCTIONS), ("role", SPEAKERS), ("quantization", (None, "8bit", "4bit"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {list(allowed)}")
+
+
+def main(config: FriendConfig, args: SFTConfig) -> None:
+    run = start_run(config, args, stage="sft", seed=args.seed, parents=[resolve(config.model_name_or_path)])
+    tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
+    model = lora_model(config)
+    splits, _ = mixture(config.preset, config.sources, config.data_root)
+    train, validation, test = (chats(splits[s], config, tokenizer, args.max_length) for s in ("train", "validation", "test"))
+
+    configure(args, run.dir)
+    trainer = FriendTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=train,
+        eval_dataset=spread(validation, config.max_eval_dialogues),
+        callbacks=[RunCallback(run)],
+    )
+    trainer.run = run
+    before = trainer.evaluate()
+    checkpoint = last_checkpoint(run.dir)
+    if checkpoint:
+        run.rewind(int(checkpoint.split("-")[-1]))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    after = trainer.evaluate()
+    held_out = trainer.evaluate(trainer.prepare(spread(test, config.max_eval_dialogues)), metric_key_prefix="test")
+
+    columns, rows = sampled(trainer.model, tokenizer, splits["validation"], config, args.seed)
+    run.table("samples", columns, rows)
+    trainer.save_model(str(run.dir / "model"))  # the adapter, its base's name in it, and the tokenizer
+    finish_run(
+        run,
+        {
+            "before": before,
+            "after": after,
+            "test": held_out,
+            "steps": trainer.state.global_step,
+            "tokens_per_s": result.metrics.get("train_tokens_per_second"),
+            "train_runtime_s": result.metrics["train_runtime"],
+            "examples": {name: len(part) for name, part in splits.items()},
+        },
+    )
+
+
+def lora_model(config: FriendConfig):
+    """The base with a fresh adapter. The adapter's config keeps the base's name as the recipe has it, not a path."""
+    base = load_base(config.model_name_or_path, config.model_dtype, config.quantization)
+    targets = config.lora_target_modules
+    model = get_peft_model(
+        base,
+        LoraConfig(
+            r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=targets if targets == "all-linear" else targets.split(","),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    model.peft_config["default"].base_model_name_or_path = config.model_name_or_path
+    return model
+
+
+def chats(dialogues: list[Dialogue], config: FriendConfig, tokenizer, max_length: int) -> Dataset:
+    """Rows {"messages"} with `role`'s turns as the assistant's, and the bytes of that text.
+
+    A dialogue over `max_length` tokens loses its last turns; one in which `role` then says nothing is left out.
+    """
+    rows = []
+    for dialogue in dialogues:
+        chat = messages(dialogue, INSTRUCTIONS[config.instruction], config.role)
+        while chat and len(tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]) > max_length:
+            chat = chat[:-1]
+        spoken = [m["content"] for m in chat if m["role"] == "assistant"]
+        if spoken:
+            rows.append({"messages": chat, "spoken_bytes": sum(len(text.encode()) for text in spoken)})
+    if not rows:
+        raise ValueError(f"no {config.role} turns in this split of {config.sources}: check sources and max_length")
+    return Dataset.from_list(rows)
+
+
+def spread(dataset: Dataset, most: int) -> Dataset:
+    """At most `most` rows, evenly spread over the dataset, so that every source is among them."""
+    if len(dataset) <= most:
+        return dataset
+    return dataset.select([round(i * len(dataset) / most) for i in range(most)])
+
+
+def configure(args: SFTConfig, directory: Path) -> None:
+    """What the recipe leaves to the stage: where things go, and settings that this stage relies on."""
+    args.output_dir = str(directory)
+    args.assistant_only_loss = True
+    args.loss_type = args.loss_type or "nll"
+    args.report_to = []  # the run's own callback logs
+    args.logging_nan_inf_filter = False
+    args.load_best_model_at_end = True
+    args.metric_for_best_model = "eval_loss"
+    args.greater_is_better = False
+    args.eval_strategy = args.save_strategy = "steps"
+    args.eval_steps = args.save_steps = args.eval_steps or 100
+    args.include_num_input_tokens_seen = "non_padding"
+    args.train_sampling_strategy = "group_by_length"
+    args.remove_unused_columns = True
+
+
+class FriendTrainer(SFTTrainer):
+    """SFTTrainer with an exact evaluation and a stop at the first loss that is not a number."""
+
+    run = None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.run.check_finite(loss.item(), self.state.global_step + 1)
+        return loss
+
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """Another dataset, tokenised as the training set was."""
+        return self._prepare_dataset(dataset, self.processing_class, self.args, False, None, "test")
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Mean nats per token of the role's turns, end tokens included, and bits per byte of their text."""
+        loader = self.get_eval_dataloader(eval_dataset)
+        self.model.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)  # nats, tokens, bytes
+        for batch in loader:
+            labels = batch["labels"][:, 1:]
+            keep = labels != -100
+            with self.compute_loss_context_manager():
+                logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+            nats = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
+            text = sum(len(t.encode()) for t in self.spoken(batch["labels"]))
+            sums += torch.tensor([nats, keep.sum(), text], dtype=torch.float64, device=sums.device)
+        nats, tokens, size = self.accelerator.reduce(sums, "sum").tolist()
+        result = {f"{metric_key_prefix}_loss": nats / tokens, f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / size}
+        self.log(dict(result))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
+        return result
+
+    def spoken(self, labels: torch.Tensor) -> list[str]:
+        """The role's text in a batch of labels, special tokens out."""
+        return self.processing_class.batch_decode(
+            [row[row != -100] for row in labels.cpu()], skip_special_tokens=True
+        )
+
+
+class RunCallback(TrainerCallback):
+    """Passes the trainer's logs to the run."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
+            self.run.log({k.replace("_", "/", 1) if k.startswith(("eval_", "test_")) else f"train/{k}": v for k, v in numbers.items()}, step=state.global_step)  # fmt: skip
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """The newest checkpoint that was written whole (transformers writes trainer_state.json last)."""
+    whole = [p for p in directory.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
+
+
+def sampled(model, tokenizer, dialogues: list[Dialogue], config: FriendConfig, seed: int) -> tuple[list[str], list[list]]:
+    """A table of what the model says: replies in validation dialogues, and openers for validation scenes."""
+    instruction, rows, chats_ = INSTRUCTIONS[config.instruction], [], []
+    for dialogue in dialogues[:20]:
+        chat = messages(dialogue, instruction, config.role)
+        last = max(i for i, m in enumerate(chat) if m["role"] == "assistant")
+        chats_.append(("reply", chat[:last], chat[last]["content"]))
+    if config.role == "friend":
+        for scene in load_scenes("validation")[:20]:
+            chats_.append(("opener", prompt_messages(scene, instruction), ""))
+    prompts = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"] for _, c, _ in chats_]
+    model.eval()
+    samples = sample(
+        model, prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, seed=seed,
+    )  # fmt: skip
+    for (kind, chat, human), text in zip(chats_, decode(samples, tokenizer), strict=True):
+        rows.append([kind, " | ".join(m["content"] for m in chat if m["role"] != "system"), chat[0]["content"], text, human])
+    return ["kind", "heard", "system", "said", "human"], rows
+
+
+if __name__ == "__main__":
+    main(*parse_config(FriendConfig, SFTConfig))

@@ -1,0 +1,474 @@
+"""models/scorer.py, models.load.load_scorer and reward/: on a random Bert of 8 dimensions made on the spot, no network.
+
+Not covered here: that the real recipe reaches its numbers (experiments/tiny/reward.yaml's head states them).
+"""
+
+import json
+import random
+import string
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+from data import emotions, sample
+from data.dialogue import EMOTIONS, SPLITS, Dialogue, Turn, to_json
+from models.load import load_scorer
+from models.scorer import TEXT_WEIGHTS, Scorer, check_row, encode
+from reward import score, train
+from reward.emotions import DISENGAGED, GO_EMOTIONS, REACTION_WEIGHTS, REACTIONS, labels_and_weights
+from reward.pairs import corrupted_rows, load_rows, reaction_rows, swapped_rows
+
+MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+ROWS = [
+    {"context": ["hello there"], "response": "what a fine morning", "profile": ["keeps bees", "is 71"]},
+    {"context": [], "response": "tell me about the bees"},
+    {"context": ["a", "b", "c " * 60], "response": "is it far?", "profile": []},
+]
+HUB_LABELS = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Reads characters: every text is a string of pieces of one letter."""
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = [*MARKS, *letters, *("##" + letter for letter in letters)]
+    bert = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    bert.normalizer = normalizers.BertNormalizer()
+    bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    bert.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bert,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def bert_config(tokenizer, **extra):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.5, **sizes, **extra)
+
+
+def make_scorer(tokenizer, preset="reaction"):
+    torch.manual_seed(0)
+    labels, weights = labels_and_weights(preset)
+    model = BertForSequenceClassification(bert_config(tokenizer, num_labels=len(labels)))
+    return Scorer(model, tokenizer, labels, weights, preset, max_length=64)
+
+
+@pytest.fixture(scope="session")
+def scorer(tokenizer):
+    return make_scorer(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    BertModel(bert_config(tokenizer)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+# ------------------------------------------------------------------------------------------------ the scorer
+
+
+def test_the_score_is_the_logit_of_the_weighted_sum(scorer):
+    score_B, probs_BR = scorer.score(ROWS)
+    assert score_B.dtype == torch.float32 and score_B.shape == (3,) and probs_BR.shape == (3, 8)
+    assert torch.allclose(probs_BR.sum(-1), torch.ones(3))
+    for score_, probs in zip(score_B.tolist(), probs_BR.tolist(), strict=True):
+        engagement = sum(p * REACTION_WEIGHTS[label][0] for p, label in zip(probs, REACTIONS, strict=True))
+        assert score_ == pytest.approx(np.log(engagement / (1 - engagement)), abs=1e-5)
+
+
+def test_the_text_preset_is_positive_less_negative_and_reads_the_response_alone(tokenizer):
+    text = make_scorer(tokenizer, "text")
+    score_B, probs_BR = text.score(ROWS)
+    p = dict(zip(text.labels, probs_BR[0].tolist(), strict=True))
+    by_hand = p["happiness"] + p["surprise"] - p["disgust"] - p["fear"] - p["anger"]
+    assert score_B[0].item() == pytest.approx(by_hand, abs=1e-6)
+    alone, _ = text.score([{"context": [], "response": row["response"]} for row in ROWS])
+    assert torch.allclose(score_B, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_neither_order_nor_batch_size_changes_a_score(scorer, batch_size):
+    rng = random.Random(0)
+    rows = [
+        {"context": [word(rng, 30)] * rng.randrange(3), "response": word(rng, 40), "profile": [word(rng, 9)]}
+        for _ in range(40)
+    ]
+    expected, _ = scorer.score(rows, batch_size=13)
+    order = rng.sample(range(40), 40)
+    found, _ = scorer.score([rows[i] for i in order], batch_size)
+    assert torch.allclose(found, expected[order], atol=1e-4)
+    assert expected.std() > 1e-2  # the rows differ, or the test could not fail
+
+
+def word(rng, most):
+    return "".join(rng.choices(string.ascii_lowercase + "  ", k=rng.randrange(1, most))) + "x"
+
+
+def test_a_long_context_loses_its_oldest_tokens_and_the_response_none(tokenizer):
+    row = {"profile": ["old"], "context": ["a" * 70, "b" * 20], "response": "c" * 30}
+    ids = encode(tokenizer, [row], 64, "reaction")[0]
+    text = "".join(tokenizer.convert_ids_to_tokens(ids["input_ids"])).replace("##", "")
+    assert len(ids["input_ids"]) == 64 and text.endswith("|" + "b" * 20 + "[SEP]" + "c" * 30 + "[SEP]")
+    assert "old" not in text and sum(ids["token_type_ids"]) == 31
+    alone = encode(tokenizer, [{**row, "response": "c" * 10_000}], 64, "reaction")[0]["input_ids"]
+    assert len(alone) == 64 and tokenizer.convert_ids_to_tokens(alone[:2]) == ["[CLS]", "[SEP]"]
+
+
+def test_profile_comes_first_and_marks_in_a_text_stay_characters(tokenizer):
+    row = {"profile": ["x", "y"], "context": ["z"], "response": "[SEP]"}
+    pieces = tokenizer.convert_ids_to_tokens(encode(tokenizer, [row], 64, "reaction")[0]["input_ids"])
+    assert pieces[:8] == ["[CLS]", "x", ";", "y", "|", "z", "[SEP]", "["] and pieces.count("[SEP]") == 2
+
+
+@given(st.text(st.characters(categories=None, exclude_categories=()), max_size=200))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_text_has_a_finite_score_in_its_range(scorer, text):
+    score_B, probs_BR = scorer.score([{"context": [text], "response": text, "profile": [text]}])
+    assert abs(score_B.item()) <= np.log(0.98 / 0.02) + 1e-4
+    assert probs_BR.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "\x00\x07hi\x1b", "a\ud800b", "\ud800", "🙂", "[PAD]"])
+def test_odd_texts_are_scored_like_any_other(scorer, text):
+    assert scorer.score([{"context": [], "response": text}])[0].item() > -3.8
+
+
+@pytest.mark.parametrize("preset", ["reaction", "text"])
+@pytest.mark.parametrize("empty", ["", "  \n", "\x00\x07"])
+def test_an_empty_response_gets_the_lowest_score_there_is(tokenizer, preset, empty):
+    scorer = make_scorer(tokenizer, preset)
+    score_B, probs_BR = scorer.score([{"context": ["hello"], "response": empty}, ROWS[0]])
+    lowest = np.log(0.02 / 0.98) if preset == "reaction" else -1
+    assert score_B[0].item() == pytest.approx(lowest, abs=1e-5) and score_B[1] > score_B[0]
+    assert probs_BR[0].sum().item() == pytest.approx(1)
+
+
+def test_no_rows_give_no_scores(scorer):
+    score_B, probs_BR = scorer.score([])
+    assert score_B.shape == (0,) and probs_BR.shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    "row, key",
+    [
+        ({"response": "hi"}, "context"),
+        ({"context": []}, "response"),
+        ({"context": [], "response": None}, "response"),
+        ({"context": "hi", "response": "hi"}, "context"),
+        ({"context": [], "response": "hi", "profile": [1]}, "profile"),
+    ],
+)
+def test_a_bad_row_names_itself_and_its_key(scorer, row, key):
+    with pytest.raises(ValueError, match=f"row 1: key '{key}'"):
+        scorer.score([ROWS[0], row])
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 3.0, 10.0])
+def test_the_temperature_never_changes_the_likeliest_label(tokenizer, temperature):
+    scorer = make_scorer(tokenizer)
+    _, before_BR = scorer.score(ROWS)
+    scorer.temperature = temperature
+    _, after_BR = scorer.score(ROWS)
+    assert torch.equal(before_BR.argmax(-1), after_BR.argmax(-1)) and not torch.allclose(before_BR, after_BR)
+
+
+def test_the_fitted_temperature_undoes_a_known_one():
+    logits_BR = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0))
+    target_B = torch.distributions.Categorical(logits=logits_BR)
+    torch.manual_seed(0)
+    assert train.fit_temperature(logits_BR * 3, target_B.sample()) == pytest.approx(3, rel=0.1)
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def test_a_saved_scorer_loads_with_the_same_scores(scorer, tmp_path):
+    scorer.save(tmp_path / "model")
+    loaded = load_scorer(tmp_path)
+    assert (loaded.labels, loaded.weights, loaded.preset, loaded.max_length) == (
+        list(REACTIONS), scorer.weights, "reaction", 64,
+    )  # fmt: skip
+    assert torch.allclose(loaded.score(ROWS)[0], scorer.score(ROWS)[0], atol=1e-5)
+
+
+def save_hub_classifier(tokenizer, path, labels):
+    torch.manual_seed(0)
+    BertForSequenceClassification(bert_config(tokenizer, id2label=dict(enumerate(labels)))).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def test_a_plain_emotion_classifier_is_read_by_its_label_names(tokenizer, tmp_path):
+    save_hub_classifier(tokenizer, tmp_path, HUB_LABELS)
+    scorer = load_scorer(tmp_path)
+    assert scorer.preset == "text" and dict(zip(scorer.labels, scorer.weights, strict=True)) == {
+        "joy": 1, "surprise": 1, "anger": -1, "disgust": -1, "fear": -1, "neutral": 0, "sadness": 0,
+    }  # fmt: skip
+    score_B, probs_BR = scorer.score(ROWS)
+    assert score_B[0].item() == pytest.approx((probs_BR[0] @ torch.tensor([-1.0, -1, -1, 1, 0, 0, 1])).item(), abs=1e-6)
+
+
+def test_a_label_that_is_no_emotion_is_refused(tokenizer, tmp_path):
+    save_hub_classifier(tokenizer, tmp_path, ["joy", "five_stars"])
+    with pytest.raises(ValueError, match="five_stars"):
+        load_scorer(tmp_path)
+
+
+def test_an_adapter_without_its_settings_is_refused(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="scorer.json"):
+        load_scorer(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ labels and rows
+
+
+def test_every_reaction_has_a_weight_and_a_reason():
+    assert set(REACTION_WEIGHTS) == set(REACTIONS) == {*EMOTIONS, DISENGAGED}
+    for weight, reason in REACTION_WEIGHTS.values():
+        assert 0 < weight < 1 and len(reason.split()) >= 5
+    assert min(REACTION_WEIGHTS, key=lambda label: REACTION_WEIGHTS[label][0]) == DISENGAGED
+
+
+def test_every_label_of_go_emotions_has_a_group_and_a_text_weight():
+    assert set(GO_EMOTIONS) == set(emotions.LABELS) and set(GO_EMOTIONS.values()) == set(EMOTIONS)
+    assert set(EMOTIONS) <= set(TEXT_WEIGHTS)
+
+
+def dialogue(number, *turns, profile=("keeps bees",), split="train"):
+    sides = ["friend", "person"]
+    spoken = tuple(Turn(sides[i % 2], text, emotion) for i, (text, emotion) in enumerate(turns))
+    return Dialogue(f"d{number}", "sample", split, spoken, tuple(profile)).check()
+
+
+def test_the_label_is_the_next_turns_emotion():
+    told = dialogue(
+        0, ("one two", "neutral"), ("three", "sadness"), ("four", None), ("five", "fear"), ("six", "anger"),
+        ("seven", "surprise"), ("well ok then", "neutral"),
+    )  # fmt: skip
+    rows = reaction_rows([told])
+    assert [(row["response"], row["label"]) for row in rows] == [
+        ("one two", "sadness"), ("four", "fear"), ("five", "anger"), ("six", "surprise"), ("seven", DISENGAGED),
+    ]  # fmt: skip
+    assert rows[0]["context"] == [] and rows[0]["profile"] == ["keeps bees"]  # the friend speaks
+    assert rows[2]["profile"] == []  # the person speaks: nothing is known of the friend
+    assert rows[4]["context"] == ["three", "four", "five", "six"][-1:] + [] or len(rows[4]["context"]) == 4
+    assert rows[4]["context"] == ["two", "three", "four", "five", "six"][1:]
+
+
+def test_a_short_neutral_answer_amid_a_dialogue_is_no_disengagement():
+    told = dialogue(0, ("a", "neutral"), ("a crane", "neutral"), ("b", "fear"), ("c", "fear"), ("d", "fear"))
+    assert reaction_rows([told])[0]["label"] == "neutral"
+
+
+def many_dialogues(split, count=12):
+    """Dialogues of one split with words of their own."""
+    rng = random.Random(split)
+    return [
+        dialogue(
+            f"{split}{n}",
+            *((" ".join(word(rng, 6) for _ in range(8)), EMOTIONS[(n + i) % 7]) for i in range(5)),
+            profile=(f"profile {split} {n}",),
+            split=split,
+        )
+        for n in range(count)
+    ]
+
+
+def test_swapped_rows_come_from_other_dialogues_and_openers_replace_openers():
+    rows = reaction_rows(many_dialogues("train"))
+    swapped = swapped_rows(rows, 1.0, np.random.default_rng(0))
+    assert len(swapped) == len(rows)
+    origin = {row["response"]: row for row in rows}
+    for row in swapped:
+        true, other = rows[row["pair"]], origin[row["response"]]
+        assert (row["context"], row["profile"]) == (true["context"], true["profile"])
+        assert other["dialogue"] != true["dialogue"] and row["label"] == DISENGAGED
+        assert bool(other["context"]) == bool(true["context"]) and bool(other["profile"]) == bool(true["profile"])
+
+
+def test_corrupted_rows_spoil_the_response_of_their_pair():
+    rows = reaction_rows(many_dialogues("train"))
+    corrupted = corrupted_rows(rows, 0.5, np.random.default_rng(0))
+    assert len(corrupted) == len(rows) // 2
+    for row in corrupted:
+        true = rows[row["pair"]]["response"].split()
+        assert row["response"].split() != true and set(row["response"].split()) <= set(true)
+    lengths = {np.sign(len(row["response"].split()) - 8) for row in corrupted}
+    assert lengths == {-1, 0, 1}  # cut off, shuffled, repeated
+
+
+# ------------------------------------------------------------------------------------------------ end to end
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A sample of a handful of dialogues, and no wandb in the way."""
+    for split in SPLITS:
+        told = many_dialogues(split, 12 if split == "train" else 5)
+        (tmp_path / f"{split}.jsonl").write_text("".join(to_json(d) + "\n" for d in told))
+    monkeypatch.setattr(sample, "FOLDER", tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return tmp_path
+
+
+def config_of(encoder, run_dir, **changes):
+    fast = {"max_length": 64, "per_device_train_batch_size": 16, "num_train_epochs": 2.0, "eval_steps": 4}
+    return train.RewardConfig(model_name_or_path=encoder, run_dir=str(run_dir), **{**fast, **changes})
+
+
+def test_rows_depend_on_the_seed_alone_and_splits_share_no_response(folder, encoder):
+    config = config_of(encoder, "unused")
+    rows = {split: load_rows(config, split) for split in SPLITS}
+    assert rows["train"] == load_rows(config, "train")
+    assert rows["train"] != load_rows(config_of(encoder, "unused", seed=2), "train")
+    true = {s: {r["response"] for r in rows[s] if r["kind"] != "corrupted"} for s in SPLITS}
+    assert not true["train"] & true["validation"] and not true["test"] & (true["train"] | true["validation"])
+
+
+def test_a_training_dialogue_that_repeats_a_held_out_one_is_dropped(folder, encoder):
+    held_out = (folder / "test.jsonl").read_text().splitlines()[0]
+    before = len(load_rows(config_of(encoder, "unused", swapped_ratio=0.0, corrupted_ratio=0.0), "train"))
+    with (folder / "train.jsonl").open("a") as out:
+        out.write(held_out.replace('"split": "test"', '"split": "train"') + "\n")
+    assert len(load_rows(config_of(encoder, "unused", swapped_ratio=0.0, corrupted_ratio=0.0), "train")) == before
+
+
+def test_labels_are_capped_in_training_alone(folder, encoder):
+    config = config_of(encoder, "unused", max_per_label=3, swapped_ratio=0.0, corrupted_ratio=0.0)
+    counts = [sum(row["label"] == label for row in load_rows(config, "train")) for label in EMOTIONS]
+    assert max(counts) == 3
+    assert len(load_rows(config, "test")) == 5 * 4
+
+
+def test_an_empty_split_is_refused(folder, encoder):
+    (folder / "validation.jsonl").write_text("")
+    with pytest.raises(ValueError, match="'validation'.*no labelled rows"):
+        load_rows(config_of(encoder, "unused"), "validation")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"preset": "emoji"}, "preset"),
+        ({"sources": []}, "sources"),
+        ({"sources": ["reddit"]}, "reddit"),
+        ({"sources": ["go_emotions"]}, "preset: text"),
+    ],
+)
+def test_impossible_settings_say_what_to_change(changes, message):
+    with pytest.raises(ValueError, match=message):
+        train.RewardConfig(**changes)
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_main_trains_and_leaves_a_run_that_loads(folder, encoder, use_peft):
+    run_dir = folder / "runs" / "reward"
+    train.main(config_of(encoder, run_dir, use_peft=use_peft))
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"config.json", "lineage.json", "metrics.jsonl", "summary.json", "model", "wandb"} <= names
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for split in SPLITS[1:]:
+        for name in ("macro_f1", "accuracy", "nll", "true_above_swapped", "true_above_corrupted"):
+            assert np.isfinite([summary[f"{split}/{name}"], summary[f"before/{split}/{name}"]]).all()
+    assert summary["test/nll"] < summary["before/test/nll"]
+    assert any("loss" in json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    assert (run_dir / "model" / "adapter_config.json").exists() == use_peft
+    scorer = load_scorer(run_dir)
+    assert scorer.temperature == summary["temperature"] and scorer.labels == list(REACTIONS)
+    rows = load_rows(config_of(encoder, "unused"), "test")
+    assert train.evaluate(scorer, rows)["nll"] == pytest.approx(summary["test/nll"], abs=1e-5)
+
+
+def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(folder, encoder, monkeypatch):
+    train.main(config_of(encoder, folder / "whole"))
+    real = train.LogToRun.on_log
+
+    def dies(self, args, state, control, logs=None, **kwargs):
+        real(self, args, state, control, logs, **kwargs)
+        if state.global_step > 8:
+            raise KeyboardInterrupt
+
+    config = config_of(encoder, folder / "killed")
+    monkeypatch.setattr(train.LogToRun, "on_log", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(config)
+    (folder / "killed" / "checkpoint-99").mkdir()  # a checkpoint whose writing the kill cut short
+    monkeypatch.setattr(train.LogToRun, "on_log", real)
+    train.main(config)
+    ends = [json.loads((folder / name / "summary.json").read_text()) for name in ("whole", "killed")]
+    assert ends[0]["test/nll"] == pytest.approx(ends[1]["test/nll"], abs=1e-4)
+    steps = [json.loads(line)["step"] for line in (folder / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps) and steps.count(0) == 1
+
+
+def test_every_trainable_weight_moves(folder, encoder):
+    config = config_of(encoder, folder / "moves", num_train_epochs=1.0)
+    labels, weights = labels_and_weights("reaction")
+    train.set_seed(config.seed)
+    model, tokenizer = train.make_model(config, labels)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run = train.start_run(config, stage="reward", seed=1)
+    rows = {split: load_rows(config, split) for split in SPLITS}
+    train.make_trainer(config, run, Scorer(model, tokenizer, labels, weights, "reaction", 64), rows).train()
+    run.wandb.finish()
+    assert any(p.requires_grad for p in model.parameters())
+    for name, p in model.named_parameters():
+        assert torch.equal(p, start[name]) != p.requires_grad, name
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+@pytest.fixture
+def saved(scorer, tmp_path):
+    scorer.save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_the_command_line_adds_score_and_emotions(saved, scorer, tmp_path, monkeypatch):
+    rows = [*ROWS, {"context": [], "response": "half \ud800", "id": 7}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    score.main(score.ScoreConfig(saved, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")))
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in row.items() if k not in ("score", "emotions")} for row in written] == rows
+    assert [row["score"] for row in written] == pytest.approx(scorer.score(rows)[0].tolist(), abs=1e-5)
+    assert all(list(row["emotions"]) == list(REACTIONS) for row in written)
+    assert sum(written[0]["emotions"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bad_row_of_the_file_is_named_or_set_aside(saved, tmp_path):
+    lines = [json.dumps(ROWS[0]), '{"context": []}', "{broken", json.dumps(ROWS[1])]
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2: key 'response' is missing"):
+        score.main(score.ScoreConfig(saved, str(source), str(out)))
+    assert not out.exists()
+    score.main(score.ScoreConfig(saved, str(source), str(out), skip_bad_rows=True))
+    assert len(out.read_text().splitlines()) == 2
+    assert (tmp_path / "in.jsonl.bad").read_text().splitlines() == lines[1:3]
+
+
+def test_check_row_takes_a_row_without_profile():
+    assert check_row({"context": [], "response": ""}) == {"context": [], "response": ""}
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "full"])
+def test_the_recipes_parse(recipe, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--config", f"experiments/{recipe}/reward.yaml"])
+    (config,) = train.parse_config(train.RewardConfig)
+    assert config.preset == "reaction"
