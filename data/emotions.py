@@ -21,7 +21,7 @@ def load(split: str, root: str | None = None) -> Iterator[tuple[str, list[str]]]
 
     Raises ValueError naming the row whose label is none of the 28: the "raw" configuration, or another order.
     """
-    for row in read_table(REPO, split, COLUMNS, root):
+    for row in read_table(REPO, split, COLUMNS, root, config="simplified"):
         if not all(0 <= label < len(LABELS) for label in row["labels"]):
             raise ValueError(
                 f"{REPO} {split}, row {row['id']!r}: labels are {row['labels']}, not indices below {len(LABELS)}"

@@ -110,9 +110,8 @@ def filter_reason(dialogue: Dialogue) -> str | None:
     """The original recipe's filter: the situation in EmpatheticDialogues, every utterance's emotion in DailyDialog."""
     if dialogue.source == "empathetic" and dialogue.topic not in empathetic.KEPT_SITUATIONS:
         return "filter"
-    emotions = {turn.emotion for turn in dialogue.turns} - {
-        None
-    }  # None: beyond the labels, where the recipe looked away
+    # None is an utterance beyond the labels, at which the recipe never looked.
+    emotions = {turn.emotion for turn in dialogue.turns} - {None}
     return "filter" if dialogue.source == "daily" and not emotions <= KEPT_EMOTIONS else None
 
 

@@ -18,11 +18,12 @@ def data_root(path: str | None = None) -> Path | None:
     return Path(path)
 
 
-def read_table(repo: str, split: str, columns: tuple[str, ...], root: str | None = None):
+def read_table(repo: str, split: str, columns: tuple[str, ...], root: str | None = None, config: str | None = None):
     """A `datasets.Dataset` of one split of a hub dataset, its columns asserted.
 
     Local parquet is read from ROOT/<repo>/<split>.parquet. On the hub the `refs/convert/parquet` revision is read,
-    since datasets 5 runs no dataset scripts. Raises ValueError naming the missing column.
+    since datasets 5 runs no dataset scripts; `config` is the folder there of a dataset with several configurations.
+    Raises ValueError naming the missing column.
     """
     from datasets import Dataset, load_dataset
 
@@ -34,7 +35,7 @@ def read_table(repo: str, split: str, columns: tuple[str, ...], root: str | None
         table = Dataset.from_parquet(str(path))
     else:
         try:
-            table = load_dataset(repo, revision="refs/convert/parquet", split=split)
+            table = load_dataset(repo, data_dir=config, revision="refs/convert/parquet", split=split)
         except Exception as error:
             raise FileNotFoundError(
                 f"{repo} is neither local nor reachable on the hub ({type(error).__name__}); set ICEBREAKER_DATA to a "

@@ -140,9 +140,10 @@ def finish_run(run: Run, summary: dict) -> None:
     if not run.is_main:
         return
     run.wandb.summary.update(summary)
-    run.wandb.finish(quiet=True)
-    if run.wandb.url:
-        print(f"wandb: {run.wandb.url}")
+    url = run.wandb.url  # None offline
+    run.wandb.finish()
+    if url:
+        print(f"wandb: {url}")
     write_whole(run.dir / "summary.json", json.dumps({"id": run.id, **summary}, indent=1) + "\n")
     print(f"done: {run.dir}")
 

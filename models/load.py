@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
 
+from models.pair import PairClassifier
 from models.scorer import TEXT_WEIGHTS, Scorer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -94,7 +97,15 @@ def base_of(name: str) -> str:
     return json.loads((Path(resolve(name)) / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
-def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
+def name_base(directory: Path, name: str) -> None:
+    """Writes the base's name into a saved adapter: the name that recipes use, not the place where it lies here."""
+    path = directory / "adapter_config.json"
+    new = path.with_suffix(".tmp")
+    new.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": name}, indent=2) + "\n")
+    new.replace(path)
+
+
+def load_scorer(name: str | Path, device: str | torch.device = "cpu") -> Scorer:
     """A run, a shipped name, or any single-label classifier of emotions (hub id or path), in fp32, as a Scorer.
 
     A model without scorer.json is read with preset `text`, its labels weighted by their names, lower-cased; ValueError
@@ -108,17 +119,21 @@ def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
         if settings is None:
             raise FileNotFoundError(f"{saved} is missing: the adapter alone does not say what its outputs mean")
         encoder = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        model = load_classifier(encoder, settings["labels"])
+        model = load_classifier(encoder, settings["labels"], settings["preset"])
         model = PeftModel.from_pretrained(model, path).merge_and_unload()
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        is_pair = AutoConfig.from_pretrained(path).architectures == [PairClassifier.__name__]
+        kind = PairClassifier if is_pair else AutoModelForSequenceClassification
+        model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     return Scorer(model.to(device), tokenizer, **(settings or _text_settings(model.config, path)))
 
 
-def load_classifier(name: str, labels: list[str]) -> PreTrainedModel:
-    """The encoder `name` with a fresh head for `labels`, in fp32."""
-    return AutoModelForSequenceClassification.from_pretrained(
-        encoder_path(name),
+def load_classifier(name: str, labels: list[str], preset: str) -> PreTrainedModel:
+    """The encoder `name` with a fresh head for `labels`, in fp32: PairClassifier where a Bert reads two segments."""
+    path = encoder_path(name)
+    is_pair = preset == "reaction" and AutoConfig.from_pretrained(path).model_type == "bert"
+    return (PairClassifier if is_pair else AutoModelForSequenceClassification).from_pretrained(
+        path,
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
         dtype=torch.float32,

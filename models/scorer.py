@@ -125,9 +125,7 @@ class Scorer:
         inputs = encode(self.tokenizer, rows, self.max_length, self.preset)
         nothing = encode(self.tokenizer, [{"context": [], "response": ""}], self.max_length, "text")[0]["input_ids"]
         alone = encode(self.tokenizer, rows, self.max_length, "text")
-        empty = [
-            not row["response"].strip() or x["input_ids"] == nothing for row, x in zip(rows, alone, strict=True)
-        ]
+        empty = [not row["response"].strip() or x["input_ids"] == nothing for row, x in zip(rows, alone, strict=True)]
         pad = DataCollatorWithPadding(self.tokenizer)
         logits_BR = torch.empty(len(rows), len(self.labels))
         # Rows of like length share a batch: little is padding.

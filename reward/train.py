@@ -83,9 +83,9 @@ def main(config: RewardConfig) -> None:
 
     model, tokenizer = make_model(config, labels)
     scorer = Scorer(model, tokenizer, labels, weights, config.preset, config.max_length)
+    trainer = make_trainer(config, run, scorer, rows)
     before = {f"before/{split}/{k}": v for split in SPLITS[1:] for k, v in evaluate(scorer, rows[split]).items()}
 
-    trainer = make_trainer(config, run, scorer, rows)
     checkpoint = last_checkpoint(run.dir)
     run.rewind(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     if checkpoint is None:
@@ -95,7 +95,8 @@ def main(config: RewardConfig) -> None:
         scorer.save(run.dir / "model")
     trainer.accelerator.wait_for_everyone()
 
-    scorer = load_scorer(run.dir)  # what the next stage will load, without training's autocast
+    # From disk: what the next stage will load, without training's autocast.
+    scorer = load_scorer(run.dir, trainer.args.device)
     scorer.temperature = fit_temperature(scorer.logits(rows["validation"]), targets(rows["validation"], labels))
     after = {f"{split}/{k}": v for split in SPLITS[1:] for k, v in evaluate(scorer, rows[split]).items()}
     run.log(after, step=trainer.state.global_step)
@@ -107,7 +108,7 @@ def main(config: RewardConfig) -> None:
 
 def make_model(config: RewardConfig, labels: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder with a fresh head, under LoRA if asked for, and its tokenizer."""
-    model = load_classifier(config.model_name_or_path, labels)
+    model = load_classifier(config.model_name_or_path, labels, config.preset)
     if config.use_peft:
         # SEQ_CLS trains the head in full and saves it with the adapter.
         lora = LoraConfig(
@@ -116,6 +117,7 @@ def make_model(config: RewardConfig, labels: list[str]) -> tuple[PreTrainedModel
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules="all-linear",
+            exclude_modules=r"(.*\.)?(classifier|score)(\..*)?",
         )
         model = get_peft_model(model, lora)
         # The adapter names its encoder as the recipe does, not by the place where this machine keeps it.
@@ -185,6 +187,7 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         logging_steps=10,
         logging_nan_inf_filter=False,
         report_to="none",
+        label_names=["labels"],  # found from forward() otherwise, and PairClassifier leaves the loss to us
         seed=config.seed,
         data_seed=config.seed,
     )

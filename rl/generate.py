@@ -1,0 +1,67 @@
+"""Writes the openers of any SFT or PPO run for a file of scenes.
+
+    python -m rl.generate --run_dir runs/tiny/ppo-s1 --scenes_file scenes.jsonl --output_file openers.jsonl \
+        --num_return_sequences 4 --seed 1
+
+Scenes in: {"id", "profile": [facts], "greeting": text or null}. Openers out, one row a sample:
+{"scene_id", "sample", "opener", "ended"}.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from transformers import HfArgumentParser
+
+from data.dialogue import INSTRUCTIONS
+from data.scenes import load_scenes, prompt_messages
+from data.source import write_whole
+from models.load import load_policy, load_tokenizer
+from models.sampling import decode, sample
+
+
+@dataclass
+class GenerateConfig:
+    """A run (or shipped model) and scenes in, openers out."""
+
+    run_dir: str = field(metadata={"help": "a run, a shipped model's name, or a path"})
+    scenes_file: str = field(metadata={"help": "JSON lines of scenes"})
+    output_file: str = field(metadata={"help": "JSON lines of openers"})
+    num_return_sequences: int = field(default=1, metadata={"help": "openers per scene"})
+    seed: int = 1
+    temperature: float = 0.7
+    max_new_tokens: int = 48
+    batch_size: int = 32
+    instruction: str = field(default="friend", metadata={"help": f"one of {sorted(INSTRUCTIONS)}"})
+    skip_bad_rows: bool = field(default=False, metadata={"help": "set broken rows aside in <scenes_file>.bad"})
+
+
+def main(config: GenerateConfig) -> None:
+    scenes = load_scenes(config.scenes_file, config.skip_bad_rows)
+    tokenizer, model = load_tokenizer(config.run_dir), load_policy(config.run_dir).eval()
+    if torch.cuda.is_available():
+        model.cuda()
+    todo = [(scene, s) for scene in scenes for s in range(config.num_return_sequences)]
+    lines = []
+    for start in range(0, len(todo), config.batch_size):
+        part = todo[start : start + config.batch_size]
+        prompts = [
+            tokenizer.apply_chat_template(
+                prompt_messages(scene, INSTRUCTIONS[config.instruction]), add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            for scene, _ in part
+        ]
+        samples = sample(
+            model, prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, seed=config.seed,
+            keys=range(start, start + len(part)),
+        )  # fmt: skip
+        for (scene, s), opener, ended in zip(part, decode(samples, tokenizer), samples.ended_B.tolist(), strict=True):
+            row = {"scene_id": scene.id, "sample": s, "opener": opener, "ended": ended}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_whole(config.output_file, "".join(lines))
+    print(f"{len(lines)} openers for {len(scenes)} scenes: {config.output_file}")
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(GenerateConfig).parse_args_into_dataclasses())

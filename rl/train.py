@@ -1,0 +1,137 @@
+"""PPO: optimises how the friend opens a conversation, against the scorer's engagement, on the training scenes.
+
+    make ppo             # python -m rl.train --config experiments/tiny/ppo.yaml
+
+The policy starts as a copy of the SFT adapter on the untouched base; the SFT adapter, frozen, is the reference. The best
+policy on validation scenes by score, within `max_kl`, is what is saved. At the end both write openers for the held-out
+test scenes with the same noise, and the difference in score is reported with an interval over scenes.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from trl.experimental.ppo import PPOConfig
+
+from data import sample
+from data.scenes import Scene, scenes_of
+from data.source import write_whole
+from experiments.run import Run, finish_run, parse_config, start_run
+from models.load import base_of, load_base, load_scorer, load_tokenizer, name_base, resolve
+from rl.metrics import copied, distinct, interval
+from rl.trainer import POLICY, REFERENCE, OpenerConfig, OpenerPPOTrainer
+
+
+def main(config: OpenerConfig, args: PPOConfig) -> None:
+    run = start_run(config, args, stage="ppo", seed=args.seed, parents=[args.sft_model_path, args.reward_model_path])
+    tokenizer = load_tokenizer(args.sft_model_path)
+    policy = policy_with_reference(args.sft_model_path, config)
+    scorer = load_scorer(args.reward_model_path)
+    train, validation, test = ([s for source in config.scene_sources for s in scenes_of(source, split, config.data_root, most)]
+                               for split, most in (("train", config.max_scenes), ("validation", 100), ("test", 200)))  # fmt: skip
+
+    trainer = OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer, train, validation)
+    trainer.train()
+    if trainer.best:
+        trainer.load_best()
+
+    rows = {name: trainer.openers(test, adapter, config.test_samples, seed=args.seed + 1)
+            for name, adapter in (("sft", REFERENCE), ("ppo", POLICY))}  # fmt: skip
+    summary = compared(rows, test)
+    for name, part in rows.items():
+        write_whole(run.dir / f"openers_{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
+    save_policy(trainer, tokenizer, run, args.sft_model_path)
+    summary |= {"best": trainer.best, "optimizer_steps": trainer.optimizer_steps, "temperature": args.temperature}
+    finish_run(run, summary)
+    show(rows, summary, test, run)
+
+
+def policy_with_reference(sft: str, config: OpenerConfig):
+    """The base with the SFT adapter twice: "policy", to be trained, and "reference", frozen."""
+    from peft import PeftModel
+
+    path = resolve(sft)
+    if not (Path(path) / "adapter_config.json").exists():
+        raise ValueError(f"sft_model_path {sft!r} has no adapter_config.json: PPO starts from an SFT run's adapter")
+    base = load_base(base_of(sft), config.model_dtype, config.quantization)
+    model = PeftModel.from_pretrained(base, path, adapter_name=POLICY, is_trainable=True)
+    model.load_adapter(path, adapter_name=REFERENCE, is_trainable=False)
+    model.set_adapter(POLICY)
+    return model
+
+
+def compared(rows: dict[str, list[dict]], scenes: list[Scene]) -> dict:
+    """Means of both sides on the test scenes, and the gain in score with its 95 % interval over scenes."""
+    training_texts = [turn.text for dialogue in sample.load("train") for turn in dialogue.turns]
+    summary = {}
+    for name, part in rows.items():
+        texts = [row["opener"] for row in part]
+        summary[name] = {
+            **{key: float(np.mean([row[key] for row in part])) for key in ("score", "kl", "tokens", "ended")},
+            "words": float(np.mean([len(text.split()) for text in texts])),
+            "distinct_1": distinct(texts, 1),
+            "distinct_2": distinct(texts, 2),
+            "question": float(np.mean(["?" in text for text in texts])),
+            "copied_8_words": copied(texts, training_texts),
+        }
+    per_scene = {name: scene_means(part, scenes) for name, part in rows.items()}
+    gain = per_scene["ppo"] - per_scene["sft"]
+    low, high = interval(gain)
+    return {**summary, "gain": {"score": float(gain.mean()), "low": low, "high": high, "scenes": len(scenes)}}
+
+
+def scene_means(rows: list[dict], scenes: list[Scene]) -> np.ndarray:
+    """Mean score of each scene's samples, in the order of `scenes`."""
+    scores: dict[str, list[float]] = {scene.id: [] for scene in scenes}
+    for row in rows:
+        scores[row["scene_id"]].append(row["score"])
+    return np.array([np.mean(scores[scene.id]) for scene in scenes])
+
+
+def save_policy(trainer: OpenerPPOTrainer, tokenizer, run: Run, sft: str) -> None:
+    """The policy's adapter in model/, as SFT saves its own: config and weights at the top, the base by name."""
+    if not run.is_main:
+        return
+    directory = run.dir / "model"
+    trainer.policy_model.save_pretrained(directory, selected_adapters=[POLICY])
+    for file in (directory / POLICY).iterdir():  # peft puts every adapter but "default" in a folder of its name
+        file.replace(directory / file.name)
+    (directory / POLICY).rmdir()
+    name_base(directory, base_of(sft))
+    tokenizer.save_pretrained(directory)
+
+
+def show(rows: dict[str, list[dict]], summary: dict, scenes: list[Scene], run: Run, most: int = 6) -> None:
+    """The closing table: openers before and after for a few scenes, then the means."""
+    if not run.is_main:
+        return
+    console, table = Console(), Table(title="Openers on held-out scenes", show_lines=True)
+    for column in ("the person", "SFT", "score", "PPO", "score"):
+        table.add_column(column)
+    first = {name: {row["scene_id"]: row for row in reversed(part)} for name, part in rows.items()}
+    for scene in scenes[:most]:
+        sft, ppo = first["sft"][scene.id], first["ppo"][scene.id]
+        known = "; ".join(scene.profile) + (f'\n"{scene.greeting}"' if scene.greeting else "")
+        table.add_row(known, sft["opener"], f"{sft['score']:.2f}", ppo["opener"], f"{ppo['score']:.2f}")
+    console.print(table)
+    means = Table()
+    for column in ("", "score", "KL, nats a response", "tokens", "ended", "distinct-2", "copied 8+ words"):
+        means.add_column(column)
+    for name in ("sft", "ppo"):
+        s = summary[name]
+        means.add_row(name.upper(), f"{s['score']:.3f}", f"{s['kl']:.2f}", f"{s['tokens']:.1f}", f"{s['ended']:.2f}",
+                      f"{s['distinct_2']:.2f}", f"{s['copied_8_words']:.3f}")  # fmt: skip
+    console.print(means)
+    gain = summary["gain"]
+    console.print(
+        f"PPO - SFT on {gain['scenes']} test scenes: {gain['score']:+.3f}, 95 % interval [{gain['low']:+.3f}, {gain['high']:+.3f}], "
+        f"sampling and KL at temperature {summary['temperature']}."
+    )
+    runs = [str(run.dir), *(parent["path"] for parent in json.loads((run.dir / "lineage.json").read_text())["parents"])]
+    console.print("Runs: " + "  ".join(runs))
+
+
+if __name__ == "__main__":
+    main(*parse_config(OpenerConfig, PPOConfig))
