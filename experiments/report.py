@@ -1,0 +1,70 @@
+"""Prints the README's results from finished runs, as Markdown: what stands there is what the runs' files say.
+
+    python -m experiments.report runs/tiny runs/full
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from data.scenes import load_scenes
+
+
+def main(experiments: list[str]) -> None:
+    print("| | " + " | ".join(Path(e).name for e in experiments) + " |\n|---|" + "---|" * len(experiments))
+    columns = [figures(Path(experiment)) for experiment in experiments]
+    for name in columns[0]:
+        print(f"| {name} | " + " | ".join(column.get(name, "") for column in columns) + " |")
+    for experiment in experiments:
+        print(f"\n### 20 openers, unedited: {Path(experiment).name}\n")
+        print_openers(Path(experiment) / "ppo-s1", 20)
+
+
+def figures(experiment: Path) -> dict[str, str]:
+    """Name -> figure, from the summaries of the experiment's three stages."""
+    sft, reward, ppo = (json.loads((experiment / f"{stage}-s1" / "summary.json").read_text()) for stage in ("sft", "reward", "ppo"))
+    commit = json.loads((experiment / "ppo-s1" / "lineage.json").read_text())["commit"][:7]
+    gain = ppo["gain"]
+
+    def both(key: str, digits: int = 2) -> str:
+        return f"{ppo['sft'][key]:.{digits}f} → {ppo['ppo'][key]:.{digits}f}"
+
+    return {
+        "SFT: bits per byte of the friend's text, validation, before → after": f"{sft['before']['eval_bits_per_byte']:.3f} → {sft['after']['eval_bits_per_byte']:.3f}",
+        "SFT: the same on test, after": f"{sft['test']['test_bits_per_byte']:.3f}",
+        "reward: macro-F1 on test, before → after": f"{reward['before/test/macro_f1']:.3f} → {reward['test/macro_f1']:.3f}",
+        "reward: true reply above a swapped one, test": f"{reward['test/true_above_swapped']:.3f}",
+        "**PPO − SFT: score on test scenes, 95 % interval**": f"**{gain['score']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]**",
+        "score, SFT → PPO": both("score", 3),
+        "KL to SFT, nats a response": f"{ppo['ppo']['kl']:.2f}",
+        "temperature of sampling and KL": f"{ppo['temperature']}",
+        "words an opener": both("words", 1),
+        "distinct-2": both("distinct_2"),
+        "share with a question": both("question"),
+        "share with 8 or more words of training text": both("copied_8_words", 3),
+        "test scenes × samples": f"{gain['scenes']} × {ppo['test_samples']}",
+        "commit": commit,
+    }  # fmt: skip
+
+
+def print_openers(run: Path, most: int) -> None:
+    """The first sample of each scene, in the order of the file: no choice was made."""
+    scenes = {scene.id: scene for scene in load_scenes(run / "scenes_test.jsonl")}
+    rows = {name: {} for name in ("sft", "ppo")}
+    for name, part in rows.items():
+        for line in (run / f"openers_{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            part.setdefault(row["scene_id"], row)
+    print("| the person | SFT | PPO |\n|---|---|---|")
+    for id in list(rows["sft"])[:most]:
+        scene = scenes[id]
+        known = "; ".join(scene.profile) + (f' — "{scene.greeting}"' if scene.greeting else "")
+        print(f"| {cell(known)} | {cell(rows['sft'][id]['opener'])} | {cell(rows['ppo'][id]['opener'])} |")
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or sys.exit(__doc__))

@@ -1,0 +1,88 @@
+"""The Makefile's order of the stages, read off `make -n` in a copy of what it looks at: nothing is trained here."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Makefile, pyproject and recipes, with an installed environment pretended."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "experiments" / "tiny", tmp_path / "experiments" / "tiny")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "installed").touch()
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str) -> str:
+    done = subprocess.run(["make", "-n", *arguments], cwd=checkout, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def stages(output: str) -> list[str]:
+    return [stage for stage in ("sft.train", "reward.train", "rl.train") if stage in output]
+
+
+def finish(checkout: Path, *runs: str) -> None:
+    for run in runs:
+        (checkout / "runs" / "tiny" / run).mkdir(parents=True, exist_ok=True)
+        (checkout / "runs" / "tiny" / run / "summary.json").touch()
+
+
+def test_ppo_takes_all_three_stages_on_a_fresh_clone(checkout):
+    assert stages(make(checkout, "ppo")) == ["sft.train", "reward.train", "rl.train"]
+
+
+def test_a_second_make_does_nothing(checkout):
+    make(checkout, "ppo")  # lays the recipes' copies
+    finish(checkout, "sft-s1", "reward-s1", "ppo-s1")
+    output = make(checkout, "ppo")
+    assert stages(output) == []
+    assert "Nothing to be done for 'ppo'" in output
+
+
+def test_a_changed_ppo_recipe_reruns_ppo_alone(checkout):
+    make(checkout, "ppo")
+    finish(checkout, "sft-s1", "reward-s1", "ppo-s1")
+    with open(checkout / "experiments" / "tiny" / "ppo.yaml", "a") as recipe:
+        recipe.write("kl_target: 3.0\n")
+    assert stages(make(checkout, "ppo")) == ["rl.train"]
+
+
+def test_a_touched_recipe_with_the_same_text_reruns_nothing(checkout):
+    make(checkout, "ppo")
+    finish(checkout, "sft-s1", "reward-s1", "ppo-s1")
+    (checkout / "experiments" / "tiny" / "sft.yaml").touch()
+    assert stages(make(checkout, "ppo")) == []
+
+
+def test_an_unfinished_stage_runs_again_alone_with_what_follows(checkout):
+    make(checkout, "ppo")
+    finish(checkout, "sft-s1")
+    assert stages(make(checkout, "ppo")) == ["reward.train", "rl.train"]
+    assert stages(make(checkout, "sft")) == []
+
+
+def test_another_ppo_seed_starts_from_the_same_sft_and_reward(checkout):
+    make(checkout, "ppo")
+    finish(checkout, "sft-s1", "reward-s1", "ppo-s1")
+    output = make(checkout, "ppo", "SEED=2")
+    assert stages(output) == ["rl.train"]
+    assert "--seed 2 --run_dir runs/tiny/ppo-s2" in output
+
+
+def test_an_unknown_experiment_is_named(checkout):
+    assert "no folder experiments/nowhere" in make(checkout, "ppo", "EXP=nowhere")
+
+
+def test_help_explains_every_target(checkout):
+    shown = subprocess.run(["make", "help"], cwd=checkout, capture_output=True, text=True).stdout
+    text = (ROOT / "Makefile").read_text()
+    phony = text.split(".PHONY:")[1].splitlines()[0].split()
+    assert [target for target in phony if f"make {target} " not in shown] == []

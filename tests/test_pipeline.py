@@ -1,0 +1,96 @@
+"""The tiny default end to end at a reduced budget: the commands that make runs, with the real base and the real sample."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str, **kwargs) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All three stages, a small part of each recipe's budget."""
+    directory = tmp_path_factory.mktemp("tiny")
+    sft, reward, ppo = (str(directory / name) for name in ("sft-s1", "reward-s1", "ppo-s1"))
+    run("sft.train", "--config", "experiments/tiny/sft.yaml", "--run_dir", sft, "--max_steps", "30", "--eval_steps", "15")
+    run("reward.train", "--config", "experiments/tiny/reward.yaml", "--run_dir", reward, "--num_train_epochs", "0.3")
+    done = run("rl.train", "--config", "experiments/tiny/ppo.yaml", "--run_dir", ppo, "--sft_model_path", sft,
+               "--reward_model_path", reward, "--total_episodes", "256", "--eval_steps", "2", "--test_samples", "1")  # fmt: skip
+    return directory, done.stdout
+
+
+def summary(directory: Path, name: str) -> dict:
+    return json.loads((directory / name / "summary.json").read_text())
+
+
+def test_sft_lowers_held_out_loss(runs):
+    found = summary(runs[0], "sft-s1")
+    assert found["after"]["eval_loss"] < found["before"]["eval_loss"] - 0.05
+    assert found["test"]["test_bits_per_byte"] < 2
+
+
+def test_reward_learns_something(runs):
+    found = summary(runs[0], "reward-s1")
+    assert found["test/macro_f1"] > found["before/test/macro_f1"]
+
+
+def test_ppo_ends_with_its_table_and_runs(runs):
+    directory, printed = runs
+    found = summary(directory, "ppo-s1")
+    assert found["optimizer_steps"] == 4 * 4 * 2  # updates x minibatches x epochs
+    assert found["gain"]["low"] <= found["gain"]["score"] <= found["gain"]["high"]
+    assert 0 <= found["sft"]["kl"] < 1e-3
+    for text in ("Openers on held-out scenes", "95 % interval", str(directory / "sft-s1")):
+        assert text in printed.replace("\n", "") or text in printed
+    lineage = json.loads((directory / "ppo-s1" / "lineage.json").read_text())
+    parents = {Path(parent["path"]).name: parent for parent in lineage["parents"]}
+    assert parents["sft-s1"]["id"] == summary(directory, "sft-s1")["id"]
+    assert len(parents["reward-s1"]["sha256"]) == 64
+
+
+def test_openers_come_from_any_run(runs, tmp_path):
+    for name in ("sft-s1", "ppo-s1"):
+        out = tmp_path / f"{name}.jsonl"
+        run("rl.generate", "--run_dir", str(runs[0] / name), "--scenes_file", "data/sample/scenes_test.jsonl",
+            "--output_file", str(out), "--num_return_sequences", "2", "--seed", "1")  # fmt: skip
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert len(rows) == 400 and set(rows[0]) == {"scene_id", "sample", "opener", "ended"}
+
+
+def test_a_killed_ppo_goes_on_to_the_same_end(runs, tmp_path):
+    """SIGKILL in the middle, then the same command again: metrics as if it had been left alone."""
+    command = [sys.executable, "-m", "rl.train", "--config", "experiments/tiny/ppo.yaml", "--sft_model_path", str(runs[0] / "sft-s1"),
+               "--reward_model_path", str(runs[0] / "reward-s1"), "--total_episodes", "64", "--per_device_train_batch_size", "4",
+               "--save_steps", "1", "--eval_steps", "100", "--test_samples", "1"]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    subprocess.run([*command, "--run_dir", str(alone)], cwd=ROOT, env=env, check=True, capture_output=True)
+    process = subprocess.Popen([*command, "--run_dir", str(killed)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 300
+    while not (killed / "checkpoint-2").exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "summary.json").exists()
+    subprocess.run([*command, "--run_dir", str(killed)], cwd=ROOT, env=env, check=True, capture_output=True)
+
+    def rows(directory):
+        lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in lines]
+
+    assert rows(killed) == rows(alone)
+    weights = "model/adapter_model.safetensors"
+    assert (killed / weights).read_bytes() == (alone / weights).read_bytes()
