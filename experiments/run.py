@@ -23,6 +23,8 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from accelerate import PartialState
+
 from data.source import write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,7 @@ class RunConfig:
 def parse_config(*types: type) -> tuple:
     """Settings of a stage from `--config recipe.yaml` and `--key value`, unknown keys refused (trl's TrlParser).
 
-    YAML gives 10.5 to an int field without a word and 5e-7 as text: both are refused here, naming the key.
+    YAML gives 10.5 or true to an int field without a word: refused here, naming the key.
     """
     from trl import TrlParser
 
@@ -52,10 +54,8 @@ def parse_config(*types: type) -> tuple:
     for config in configs:
         for name, spec in type(config).__dataclass_fields__.items():
             value = getattr(config, name)
-            if spec.type is int and isinstance(value, float) and not isinstance(value, bool):
+            if spec.type is int and isinstance(value, float | bool):
                 raise ValueError(f"{name} is {value!r} but must be a whole number")
-            if spec.type is float and isinstance(value, str):
-                raise ValueError(f"{name} is the text {value!r}: write it as 5.0e-7, not 5e-7")
     return configs
 
 
@@ -102,17 +102,23 @@ class Run:
 def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list[str | Path] = ()) -> Run:
     """Opens the run of these settings. `parents` are the directories of the runs or models it starts from.
 
+    Of several processes the first opens it, and the others wait until it stands.
+
     `stage` is wandb's job type, the experiment its group. wandb is offline unless WANDB_MODE=online, and flushes every
     second, so that a killed run loses no more than that. SIGTERM ends the process through SystemExit.
     """
     first = configs[0]
     directory = run_directory(first, seed)
     lineage = [{"path": str(parent), "sha256": weights_hash(parent), "id": _parent_id(parent)} for parent in parents]
+    for parent in lineage:
+        if parent["sha256"] is None and (Path(parent["path"]).is_dir() or parent["path"].startswith("runs/")):
+            raise FileNotFoundError(f"{parent['path']} holds no weights: has that stage finished?")
     settings = {key: value for config in reversed(configs) for key, value in _plain(config).items()}
     fingerprint = hashlib.sha256(json.dumps([settings, lineage], sort_keys=True, default=str).encode()).hexdigest()
     main = int(os.environ.get("RANK", 0)) == 0
 
     if not main:
+        PartialState().wait_for_everyone()  # the first process is making the directory
         return Run(directory, "", axis, None)
     old = _read_json(directory / "lineage.json")
     id = uuid.uuid4().hex[:8]
@@ -132,19 +138,21 @@ def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list
         json.dumps({"id": id, "fingerprint": fingerprint, "commit": commit, "parents": lineage}, indent=1) + "\n",
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    PartialState().wait_for_everyone()
     return Run(directory, id, axis, _open_wandb(directory, id, axis, stage, seed, settings, lineage, first.recipe))
 
 
 def finish_run(run: Run, summary: dict) -> None:
-    """Closes wandb, then writes summary.json: from here on the run is done."""
+    """Closes wandb, then writes summary.json: from here on the run is done. The number of processes stands in it."""
     if not run.is_main:
         return
+    summary = {"id": run.id, **summary, "processes": PartialState().num_processes}
     run.wandb.summary.update(summary)
     url = run.wandb.url  # None offline
     run.wandb.finish()
     if url:
         print(f"wandb: {url}")
-    write_whole(run.dir / "summary.json", json.dumps({"id": run.id, **summary}, indent=1) + "\n")
+    write_whole(run.dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(f"done: {run.dir}")
 
 

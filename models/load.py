@@ -69,7 +69,7 @@ def load_tokenizer(name: str, chat_template_path: str | None = None):
 
 
 def load_base(name: str, dtype: str = "float32", quantization: str | None = None):
-    """A causal LM without adapters. `quantization` is None, "8bit" or "4bit" (needs bitsandbytes and a GPU)."""
+    """A causal LM without adapters. `quantization` is None, "8bit" or "4bit" (needs bitsandbytes; made for a GPU)."""
     settings = {"dtype": getattr(torch, dtype)}
     if quantization:
         from transformers import BitsAndBytesConfig
@@ -79,7 +79,7 @@ def load_base(name: str, dtype: str = "float32", quantization: str | None = None
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_8bit=quantization == "8bit", load_in_4bit=quantization == "4bit", bnb_4bit_compute_dtype=torch.bfloat16
         )
-        settings["device_map"] = {"": torch.cuda.current_device()}
+        settings["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     return AutoModelForCausalLM.from_pretrained(resolve(name), **settings)
 
 
@@ -88,8 +88,15 @@ def load_policy(name: str, dtype: str = "float32", quantization: str | None = No
     path = Path(resolve(name))
     if not (path / "adapter_config.json").exists():
         return load_base(name, dtype, quantization)
-    base = load_base(base_of(name), dtype, quantization)
-    return PeftModel.from_pretrained(base, str(path), adapter_name=adapter)
+    return with_adapter(load_base(base_of(name), dtype, quantization), str(path), adapter)
+
+
+def with_adapter(base: PreTrainedModel, path: str, adapter: str, is_trainable: bool = False) -> PeftModel:
+    """The base with a saved adapter, called `adapter`. ValueError where it was trained on another architecture."""
+    try:
+        return PeftModel.from_pretrained(base, path, adapter_name=adapter, is_trainable=is_trainable)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the adapter in {path} does not fit its base {base_of(path)!r}: {error}") from error
 
 
 def base_of(name: str) -> str:
@@ -129,16 +136,26 @@ def load_scorer(name: str | Path, device: str | torch.device = "cpu") -> Scorer:
 
 
 def load_classifier(name: str, labels: list[str], preset: str) -> PreTrainedModel:
-    """The encoder `name` with a fresh head for `labels`, in fp32: PairClassifier where a Bert reads two segments."""
+    """The encoder `name` with a fresh head for `labels`, in fp32: PairClassifier where a Bert reads two segments.
+
+    Of a classifier its encoder is taken: its head knows other labels, or the same ones in another order.
+    """
     path = encoder_path(name)
-    is_pair = preset == "reaction" and AutoConfig.from_pretrained(path).model_type == "bert"
-    return (PairClassifier if is_pair else AutoModelForSequenceClassification).from_pretrained(
+    saved = AutoConfig.from_pretrained(path)
+    is_pair = preset == "reaction" and saved.model_type == "bert"
+    model = (PairClassifier if is_pair else AutoModelForSequenceClassification).from_pretrained(
         path,
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
         dtype=torch.float32,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # of the old head
     )
+    if any(name.endswith("ForSequenceClassification") for name in saved.architectures or ()):
+        for name, module in model.named_modules():
+            if name.startswith(("classifier", "score")) and isinstance(module, torch.nn.Linear):
+                module.reset_parameters()
+    return model
 
 
 def encoder_path(name: str) -> str:

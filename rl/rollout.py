@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 
@@ -119,7 +120,7 @@ class MergedCopy:
         layers = [(name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer)]
         # Copy without the adapters: put each base layer in the adapter's place, copy, put the adapters back.
         for name, module in layers:
-            base.set_submodule(name, module.base_layer)
+            base.set_submodule(name, unquantized(module.base_layer, base.dtype))
         self.model = copy.deepcopy(base).requires_grad_(False).eval()
         for name, module in layers:
             base.set_submodule(name, module)
@@ -129,9 +130,19 @@ class MergedCopy:
     def merge(self, adapter: str) -> nn.Module:
         """The copy, with `adapter` as it is now."""
         for module, target in self.layers:
-            weight = module.base_layer.weight
-            target.weight.copy_((weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype))
+            weight = dequantize_module_weight(module.base_layer)
+            target.weight.copy_(weight.float() + module.get_delta_weight(adapter).float())
         return self.model
+
+
+def unquantized(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    """The layer itself; in place of one in 8 or 4 bits, to whose codes nothing can be added, a plain one in `dtype`."""
+    if layer.weight.is_floating_point():
+        return layer
+    plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, layer.weight.device, dtype)
+    if layer.bias is not None:
+        plain.bias.data.copy_(layer.bias)
+    return plain  # merge() writes the weights
 
 
 def scene_rows(update: int, batch_size: int, num_scenes: int, seed: int) -> np.ndarray:

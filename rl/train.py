@@ -20,7 +20,7 @@ from data import sample
 from data.scenes import Scene, scenes_of
 from data.source import write_whole
 from experiments.run import Run, finish_run, parse_config, start_run
-from models.load import base_of, load_base, load_scorer, load_tokenizer, name_base, resolve
+from models.load import base_of, load_base, load_scorer, load_tokenizer, name_base, resolve, with_adapter
 from rl.metrics import copied, distinct, interval
 from rl.trainer import POLICY, REFERENCE, OpenerConfig, OpenerPPOTrainer
 
@@ -52,13 +52,11 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
 
 def policy_with_reference(sft: str, config: OpenerConfig):
     """The base with the SFT adapter twice: "policy", to be trained, and "reference", frozen."""
-    from peft import PeftModel
-
     path = resolve(sft)
     if not (Path(path) / "adapter_config.json").exists():
         raise ValueError(f"sft_model_path {sft!r} has no adapter_config.json: PPO starts from an SFT run's adapter")
     base = load_base(base_of(sft), config.model_dtype, config.quantization)
-    model = PeftModel.from_pretrained(base, path, adapter_name=POLICY, is_trainable=True)
+    model = with_adapter(base, path, POLICY, is_trainable=True)
     model.load_adapter(path, adapter_name=REFERENCE, is_trainable=False)
     model.set_adapter(POLICY)
     return model

@@ -89,6 +89,9 @@ class OpenerPPOTrainer(PPOTrainer):
         self.config, self.run, self.scorer = config, run, scorer
         self.scenes, self.val_scenes = scenes, val_scenes
         self.prompts = [self._prompt(tokenizer, scene) for scene in scenes]
+        val_prompts = [self._prompt(tokenizer, scene) for scene in val_scenes]
+        check_lengths(policy.config.max_position_embeddings, args, [*scenes, *val_scenes], self.prompts + val_prompts)
+        self.sampler = MergedCopy(policy)  # before the value head hooks into the trunk: a copy would take it along
         args.model_adapter_name, args.ref_adapter_name = POLICY, REFERENCE
         args.output_dir, args.report_to, args.num_sample_generations = str(run.dir), [], 0
         # Stock names its wrapper globally; ours takes its place while stock builds optimizer, schedule and accelerator.
@@ -101,10 +104,13 @@ class OpenerPPOTrainer(PPOTrainer):
                 reward_model=scorer.model,
                 value_model=ValueHead(policy.get_base_model().get_input_embeddings().weight.shape[1]),
                 train_dataset=Dataset.from_dict({"input_ids": self.prompts}),
-                eval_dataset=Dataset.from_dict({"input_ids": [self._prompt(tokenizer, s) for s in val_scenes]}),
+                eval_dataset=Dataset.from_dict({"input_ids": val_prompts}),
             )
+        if args.gradient_checkpointing:  # stock takes the setting and does nothing with it
+            policy.gradient_checkpointing_enable()
+            policy.train()  # where layers checkpoint; stock has set every dropout to 0
         self.accelerator.gradient_accumulation_steps = 1  # we scale the loss ourselves
-        self.sampler = MergedCopy(policy)
+        self.sampler.model.to(self.accelerator.device)
         self.kl_coef, self.moments = args.kl_coef, ppo.RunningMoments()
         self.optimizer_steps, self.best = 0, {}
 
@@ -122,7 +128,6 @@ class OpenerPPOTrainer(PPOTrainer):
             began = time.perf_counter()
             rollout, times = self.rollout(update)
             metrics = self.improve(rollout, update)
-            self.lr_scheduler.step()
             done, seconds = update + 1, time.perf_counter() - began
             tokens = rollout.mask_BT.sum().item()
             metrics |= times | {
@@ -132,6 +137,7 @@ class OpenerPPOTrainer(PPOTrainer):
                 "lr": self.lr_scheduler.get_last_lr()[0],
                 "update": done,
             }
+            self.lr_scheduler.step()
             self.state.global_step, self.state.episode = done, done * args.batch_size
             self.run.log(metrics, step=self.state.episode)
             self.control = self.callback_handler.on_step_end(args, self.state, self.control)
@@ -427,3 +433,13 @@ def check(args: PPOConfig, scenes: list[Scene]) -> None:
         )
     if args.temperature <= 0:
         raise ValueError(f"temperature is {args.temperature}: PPO samples, it must be above 0")
+
+
+def check_lengths(context: int, args: PPOConfig, scenes: list[Scene], prompts: list[list[int]]) -> None:
+    """Refuses a scene whose prompt leaves no room for an opener, before anything is trained."""
+    for scene, prompt in zip(scenes, prompts, strict=True):
+        if len(prompt) + args.response_length > context:
+            raise ValueError(
+                f"scene {scene.id!r}: its prompt has {len(prompt)} tokens; with response_length {args.response_length} it "
+                f"exceeds the model's context of {context}: shorten its profile or lower response_length"
+            )

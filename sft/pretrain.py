@@ -1,6 +1,6 @@
 """Trains the embedded base model: a small causal LM of everyday dialogue that needs no hub.
 
-    make base            # python -m sft.pretrain --config experiments/base/pretrain.yaml
+    make base            # python -m sft.pretrain --config experiments/base/pretrain.yaml, then everyday.yaml
 
 It starts warm: MiniLM's layers turned decoder (BertLMHeadModel with causal attention), and a cased byte-level BPE whose
 embeddings start as the mean of MiniLM's WordPieces for the same text. Dialogues are packed into rows of `block_size`
@@ -13,6 +13,7 @@ weights of the corpora move from `weights_start` to `weights_end` on the way.
 
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from data.dialogue import INSTRUCTIONS, Dialogue, swap, system_text
 from data.friend import same_words
 from data.profile import derive_profile
 from experiments.run import RunConfig, finish_run, parse_config, start_run
-from models.load import load_minilm
+from models.load import load_base, load_minilm, load_tokenizer, resolve
 from sft.tokenizer import END, FRIEND, PERSON, SYSTEM, train_tokenizer
 
 LOADERS = {
@@ -46,6 +47,7 @@ class PretrainConfig(RunConfig):
     data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
     weights_start: dict[str, float] = field(default_factory=dict, metadata={"help": "corpus -> share of dialogues read"})
     weights_end: dict[str, float] = field(default_factory=dict, metadata={"help": "the same, at the end"})
+    init_from: str | None = field(default=None, metadata={"help": "go on from this base, instead of MiniLM"})
     vocab_size: int = 12_000
     num_layers: int = field(default=6, metadata={"help": "how many of MiniLM's six layers are kept"})
     train_megabytes: float = field(default=60.0, metadata={"help": "text to read, in 1e6 bytes of utterances"})
@@ -76,17 +78,20 @@ class PretrainConfig(RunConfig):
 
 
 def main(config: PretrainConfig) -> None:
-    run = start_run(config, stage="base", seed=config.seed)
+    parents = [resolve(config.init_from)] if config.init_from else []
+    run = start_run(config, stage="base", seed=config.seed, parents=parents)
+    torch.manual_seed(config.seed)
     train = {name: list(LOADERS[name]("train", config.data_root)) for name in config.weights_start}
     held_out = {name: list(LOADERS[name]("validation", config.data_root)) for name in config.weights_start}
     test = [dialogue for name in train for dialogue in LOADERS[name]("test", config.data_root)]
     train = without_leaks(train, [dialogue for dialogues in (*held_out.values(), test) for dialogue in dialogues])
 
     tokenizer = make_tokenizer(train, config, run.dir / "model")
-    model = minilm_decoder(tokenizer, config.num_layers)
+    model = load_base(config.init_from) if config.init_from else minilm_decoder(tokenizer, config.num_layers)
     rows, megabytes = packed_rows(train, tokenizer, config)
     optimizers = make_optimizers(model, config)
     step, total = resume(run.dir, model, optimizers), len(rows) // config.batch_size
+    run.rewind(step)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {total} steps, {megabytes:.0f} MB of text")
 
     loss_of = torch.compile(row_loss) if config.compile else row_loss
@@ -124,9 +129,13 @@ def main(config: PretrainConfig) -> None:
 
 
 def make_tokenizer(train: dict[str, list[Dialogue]], config: PretrainConfig, path: Path) -> PreTrainedTokenizerFast:
-    """Trains the tokenizer, or loads the one that an interrupted run saved."""
+    """Trains the tokenizer, or loads the one of the base to go on from, or that an interrupted run saved."""
     if (path / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(path)
+    if config.init_from:
+        tokenizer = load_tokenizer(config.init_from)
+        tokenizer.save_pretrained(path)
+        return tokenizer
     texts = (turn.text for dialogues in train.values() for dialogue in dialogues for turn in dialogue.turns)
     tokenizer = train_tokenizer(texts, config.vocab_size, context=512)
     tokenizer.save_pretrained(path)
@@ -246,6 +255,10 @@ def packed_rows(
                 fit[1].extend([fit[1][-1] + 1 if fit[1] else 1] * len(part))
                 fit[0].extend(part)
     rows += open_rows
+    if len(rows) < config.batch_size:
+        raise ValueError(
+            f"train_megabytes {config.train_megabytes} fill {len(rows)} rows, less than one batch of {config.batch_size}: raise it"
+        )
     packed = np.zeros((len(rows), 2, config.block_size), dtype=np.int32)  # id 0 is the pad, dialogue 0 is padding
     for i, (ids, numbers) in enumerate(rows):
         packed[i, 0, : len(ids)], packed[i, 1, : len(numbers)] = ids, numbers
@@ -346,12 +359,10 @@ def save(run_dir: Path, model, optimizers: list, step: int) -> None:
     torch.save({"optimizers": [o.state_dict() for o in optimizers], "step": step}, new / "state.pt")
     old = run_dir / ".checkpoint.old"
     if final.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a kill between the two lines below
         os.replace(final, old)
     os.replace(new, final)
-    if old.exists():
-        for file in old.iterdir():
-            file.unlink()
-        old.rmdir()
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def resume(run_dir: Path, model, optimizers: list) -> int:

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
 from data.friend import mixture
 from data.scenes import prompt_messages, scenes_of
-from experiments.run import RunConfig, finish_run, parse_config, start_run
+from experiments.run import Run, RunConfig, finish_run, parse_config, start_run
 from models.load import load_base, load_tokenizer, name_base, resolve
 from models.sampling import decode, sample
 
@@ -54,6 +54,7 @@ class FriendConfig(RunConfig):
 
 def main(config: FriendConfig, args: SFTConfig) -> None:
     run = start_run(config, args, stage="sft", seed=args.seed, parents=[resolve(config.model_name_or_path)])
+    set_seed(args.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
     model = lora_model(config)
     splits, _ = mixture(config.preset, tuple(config.sources), config.data_root)
@@ -66,19 +67,17 @@ def main(config: FriendConfig, args: SFTConfig) -> None:
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=spread(data["validation"], config.max_eval_dialogues),
-        callbacks=[RunCallback(run)],
+        compute_loss_func=next_token_loss,
     )
     trainer.run = run
     before = trainer.evaluate()
-    checkpoint = last_checkpoint(run.dir)
-    if checkpoint:
-        run.rewind(int(checkpoint.split("-")[-1]))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.add_callback(RunCallback(run))
+    metrics = fit(trainer, run, before)
     after = trainer.evaluate()
     test = spread(data["test"], config.max_eval_dialogues) if "test" in data else None  # `original` trains on it
     held_out = trainer.evaluate(trainer.prepare(test), metric_key_prefix="test") if test else {}
 
-    columns, rows = sampled(trainer.model, tokenizer, splits["validation"], config, args.seed)
+    columns, rows = sampled(trainer.model, tokenizer, data["validation"], config, args.seed)
     run.table("samples", columns, rows)
     trainer.save_model(str(run.dir / "model"))  # the adapter and the tokenizer
     if run.is_main:
@@ -91,8 +90,8 @@ def main(config: FriendConfig, args: SFTConfig) -> None:
             "after": after,
             "test": held_out,
             "steps": trainer.state.global_step,
-            "tokens_per_s": result.metrics.get("train_tokens_per_second"),
-            "train_runtime_s": result.metrics["train_runtime"],
+            "tokens_per_s": metrics.get("train_tokens_per_second"),
+            "train_runtime_s": metrics.get("train_runtime"),
             "examples": {name: len(part) for name, part in splits.items()},
         },
     )
@@ -143,7 +142,7 @@ def configure(args: SFTConfig, directory: Path) -> None:
     """What the recipe leaves to the stage: where things go, and settings that this stage relies on."""
     args.output_dir = str(directory)
     args.assistant_only_loss = True
-    args.loss_type = args.loss_type or "nll"
+    args.loss_type = "nll"  # trl's default, chunked_nll, skips the layers between a Bert's trunk and its output embedding
     args.report_to = []  # the run's own callback logs
     args.logging_nan_inf_filter = False
     args.load_best_model_at_end = True
@@ -154,6 +153,17 @@ def configure(args: SFTConfig, directory: Path) -> None:
     args.include_num_input_tokens_seen = "non_padding"
     args.train_sampling_strategy = "group_by_length"
     args.remove_unused_columns = True
+
+
+def next_token_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """Mean nats per learnt token, of the whole accumulated batch where its number of tokens is given.
+
+    Not the model's own: transformers gives a Bert, decoder or not, the unshifted loss of masked LMs.
+    """
+    logits, labels = outputs.logits[:, :-1], labels[:, 1:]
+    keep = labels != -100
+    nats = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
+    return nats / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 class FriendTrainer(SFTTrainer):
@@ -175,26 +185,23 @@ class FriendTrainer(SFTTrainer):
         """Mean nats per token of the role's turns, end tokens included, and bits per byte of their text."""
         loader = self.get_eval_dataloader(eval_dataset)
         self.model.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)  # nats, tokens, bytes
+        sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)  # nats, tokens
         for batch in loader:
             labels = batch["labels"][:, 1:]
             keep = labels != -100
             with self.compute_loss_context_manager():
                 logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-            nats = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
-            text = sum(len(t.encode()) for t in self.spoken(batch["labels"]))
-            sums += torch.tensor([nats, keep.sum(), text], dtype=torch.float64, device=sums.device)
-        nats, tokens, size = self.accelerator.reduce(sums, "sum").tolist()
+            nats = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
+            rows = torch.zeros(len(labels), 2, dtype=torch.float64, device=sums.device)
+            rows[:, 0].index_add_(0, keep.nonzero()[:, 0], nats.double())
+            rows[:, 1] = keep.sum(1)
+            sums += self.accelerator.gather_for_metrics(rows).sum(0)  # less those that only fill the last batch
+        nats, tokens = sums.tolist()
+        size = sum((eval_dataset or self.eval_dataset)["spoken_bytes"])
         result = {f"{metric_key_prefix}_loss": nats / tokens, f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / size}
         self.log(dict(result))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
         return result
-
-    def spoken(self, labels: torch.Tensor) -> list[str]:
-        """The role's text in a batch of labels, special tokens out."""
-        return self.processing_class.batch_decode(
-            [row[row != -100] for row in labels.cpu()], skip_special_tokens=True
-        )
 
 
 class RunCallback(TrainerCallback):
@@ -209,23 +216,46 @@ class RunCallback(TrainerCallback):
             self.run.log({k.replace("_", "/", 1) if k.startswith(("eval_", "test_")) else f"train/{k}": v for k, v in numbers.items()}, step=state.global_step)  # fmt: skip
 
 
+def fit(trainer: FriendTrainer, run: Run, before: dict[str, float]) -> dict[str, float]:
+    """Trains, from the last whole checkpoint on if there is one; returns transformers' metrics of the training.
+
+    A run that was interrupted after its last step gets its best weights back and no more: transformers would take one
+    step beyond the end. Its metrics are then unknown.
+    """
+    checkpoint = last_checkpoint(run.dir)
+    if checkpoint is None:
+        run.rewind(-1)
+        trainer.log(before)
+        return trainer.train().metrics
+    state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+    run.rewind(state.global_step)
+    if state.global_step < state.max_steps:
+        return trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.state = state
+    trainer._load_best_model()
+    return {}
+
+
 def last_checkpoint(directory: Path) -> str | None:
     """The newest checkpoint that was written whole (transformers writes trainer_state.json last)."""
     whole = [p for p in directory.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
     return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
-def sampled(model, tokenizer, dialogues: list[Dialogue], config: FriendConfig, seed: int) -> tuple[list[str], list[list]]:
-    """A table of what the model says: replies in validation dialogues, and openers for validation scenes."""
+def sampled(model, tokenizer, dialogues: Dataset, config: FriendConfig, seed: int) -> tuple[list[str], list[list]]:
+    """A table of what the model says, where its context has room: replies in validation dialogues, and openers for
+    validation scenes."""
     instruction, rows, chats_ = INSTRUCTIONS[config.instruction], [], []
-    for dialogue in dialogues[:20]:
-        chat = messages(dialogue, instruction, config.role)
+    for chat in dialogues[:20]["messages"]:
         last = max(i for i, m in enumerate(chat) if m["role"] == "assistant")
         chats_.append(("reply", chat[:last], chat[last]["content"]))
     if config.role == "friend":
         for scene in scenes_of("sample", "validation", most=20):
             chats_.append(("opener", prompt_messages(scene, instruction), ""))
     prompts = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"] for _, c, _ in chats_]
+    room = model.config.max_position_embeddings - config.max_new_tokens
+    chats_ = [chat for chat, prompt in zip(chats_, prompts, strict=True) if len(prompt) <= room]
+    prompts = [prompt for prompt in prompts if len(prompt) <= room]
     model.eval()
     samples = sample(
         model, prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature,

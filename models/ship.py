@@ -1,0 +1,134 @@
+"""Makes a finished run a shipped model: weights in bf16, tokenizer, and a card with the run's own numbers and samples.
+
+    python -m models.ship runs/base/pretrain-s1 friend-base
+    python -m models.ship runs/tiny/sft-s1 friend-sft
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.load import PRETRAINED, load_policy, load_tokenizer
+from models.sampling import decode, sample
+
+#: What a person might say first: the card shows the replies, unedited.
+FIRST_LINES = """My dog died yesterday.
+I got the job!
+Hey, how are you?
+I can't sleep again.
+We're having a baby in May.
+I burnt the dinner and the guests are here in ten minutes.
+It's my birthday today.
+My sister hasn't called me back in a week.
+I think I failed the exam.
+Guess who finally learnt to swim.
+It has been raining for nine days.
+I'm bored.
+My landlord raised the rent again.
+We moved to a new town and I don't know anybody.
+I baked my first bread and it rose!
+I'm nervous about the interview tomorrow.
+My grandmother is in hospital.
+I broke up with my boyfriend.
+The neighbours are drilling again at seven in the morning.
+I found a kitten behind the shop.""".splitlines()
+
+CARD = """---
+license: cc-by-nc-sa-4.0
+language: en
+{base}---
+
+# {name}
+
+{about}
+
+- **Data**: {data}
+- **Licence**: CC BY-NC-SA 4.0, the strictest of its corpora's (DailyDialog's); EmpatheticDialogues is CC BY-NC 4.0.
+- **From**: run `{run}`, commit {commit}. Rebuild: `{command}`.
+- **Limits**: a very small model. It invents facts, forgets, and agrees too easily; it is made to study openers, not to be relied on.
+
+## Numbers
+
+| | |
+|---|---|
+{numbers}
+
+## 20 replies, unedited
+
+Sampled at temperature 0.7, seed 1, no profile given.
+
+| first line | reply |
+|---|---|
+{samples}
+"""
+
+
+def main(run: Path, name: str) -> None:
+    source, target = run / "model", PRETRAINED / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            save_file({k: v.to(torch.bfloat16) for k, v in load_file(file).items()}, target / file.name, {"format": "pt"})
+        elif file.suffix in (".json", ".jinja"):
+            shutil.copy(file, target)
+    (target / "README.md").write_text(card(run, name))
+    size = sum(file.stat().st_size for file in target.iterdir()) / 1e6
+    print(f"{target}: {size:.1f} MB")
+
+
+def card(run: Path, name: str) -> str:
+    """The model card of a base, SFT or PPO run, from its own files."""
+    summary, lineage = (json.loads((run / file).read_text()) for file in ("summary.json", "lineage.json"))
+    config = json.loads((run / "config.json").read_text())
+    adapter = run / "model" / "adapter_config.json"
+    base = f"base_model: {json.loads(adapter.read_text())['base_model_name_or_path']}\n" if adapter.exists() else ""
+    stage = "ppo" if "reward_model_path" in config else "sft" if adapter.exists() else "base"
+    about, data, command = {
+        "base": (
+            "The embedded base: a causal LM of everyday dialogue, 15.6 M parameters. MiniLM's six layers turned decoder "
+            "(BertLMHeadModel), a cased byte-level BPE of 12,000 tokens, a chat template of system, person and friend.",
+            "training parts of EmpatheticDialogues, DailyDialog, self_dialogue (BSD-3), Topical-Chat (CDLA-Sharing-1.0), "
+            "PersuasionForGood (Apache-2.0), Meena's human chats (CC BY 4.0) and the project's sample; dialogues that "
+            "repeat a held-out one removed. MiniLM's weights are Apache-2.0.",
+            "make base",
+        ),
+        "sft": ("A LoRA adapter: the base *friend*.", f"the friend's mixture of {config.get('sources')}", "make sft"),
+        "ppo": ("A LoRA adapter: the friend after PPO on openers.", f"training scenes of {config.get('scene_sources')}", "make ppo"),
+    }[stage]  # fmt: skip
+    return CARD.format(
+        base=base, name=name, about=about, data=data, command=command, run=f"{run.parent.name}/{run.name}",
+        commit=lineage["commit"][:7], numbers="\n".join(f"| {k} | {v} |" for k, v in flat(summary)), samples=replies(run),
+    )  # fmt: skip
+
+
+def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested numbers as (name, text), in order."""
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            rows.append((prefix + key, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def replies(run: Path) -> str:
+    tokenizer, model = load_tokenizer(str(run)), load_policy(str(run)).eval()
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": line}], add_generation_prompt=True, return_dict=True)["input_ids"]
+        for line in FIRST_LINES
+    ]
+    said = sample(model, prompts, max_new_tokens=48, temperature=0.7, eos_token_id=tokenizer.eos_token_id,
+                  pad_token_id=tokenizer.pad_token_id, seed=1)  # fmt: skip
+    return "\n".join(f"| {line} | {text} |" for line, text in zip(FIRST_LINES, decode(said, tokenizer), strict=True))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), sys.argv[2])
