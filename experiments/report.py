@@ -1,6 +1,6 @@
 """Prints the README's results from finished runs, as Markdown: what stands there is what the runs' files say.
 
-    python -m experiments.report runs/tiny runs/full
+python -m experiments.report runs/tiny runs/full
 """
 
 import json
@@ -22,19 +22,26 @@ def main(experiments: list[str]) -> None:
 
 def figures(experiment: Path) -> dict[str, str]:
     """Name -> figure, from the summaries of the experiment's three stages."""
-    sft, reward, ppo = (json.loads((experiment / f"{stage}-s1" / "summary.json").read_text()) for stage in ("sft", "reward", "ppo"))
+    sft, reward, ppo = (
+        json.loads((experiment / f"{stage}-s1" / "summary.json").read_text()) for stage in ("sft", "reward", "ppo")
+    )
     commit = json.loads((experiment / "ppo-s1" / "lineage.json").read_text())["commit"][:7]
-    gain = ppo["gain"]
+    gain, bits = ppo["gain"], "bits_per_byte"
+    before, after = reward["before/test/macro_f1"], reward["test/macro_f1"]
 
     def both(key: str, digits: int = 2) -> str:
         return f"{ppo['sft'][key]:.{digits}f} → {ppo['ppo'][key]:.{digits}f}"
 
     return {
-        "SFT: bits per byte of the friend's text, validation, before → after": f"{sft['before']['eval_bits_per_byte']:.3f} → {sft['after']['eval_bits_per_byte']:.3f}",
-        "SFT: the same on test, after": f"{sft['test']['test_bits_per_byte']:.3f}",
-        "reward: macro-F1 on test, before → after": f"{reward['before/test/macro_f1']:.3f} → {reward['test/macro_f1']:.3f}",
+        "SFT: bits per byte of the friend's text, validation": (
+            f"{sft['before'][f'eval_{bits}']:.3f} → {sft['after'][f'eval_{bits}']:.3f}"
+        ),
+        "SFT: the same on test, after": f"{sft['test'][f'test_{bits}']:.3f}",
+        "reward: macro-F1 on test, before → after": f"{before:.3f} → {after:.3f}",
         "reward: true reply above a swapped one, test": f"{reward['test/true_above_swapped']:.3f}",
-        "**PPO − SFT: score on test scenes, 95 % interval**": f"**{gain['score']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]**",
+        "**PPO − SFT: score on test scenes, 95 % interval**": (
+            f"**{gain['score']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]**"
+        ),
         "score, SFT → PPO": both("score", 3),
         "KL to SFT, nats a response": f"{ppo['ppo']['kl']:.2f}",
         "temperature of sampling and KL": f"{ppo['temperature']}",
@@ -44,7 +51,7 @@ def figures(experiment: Path) -> dict[str, str]:
         "share with 8 or more words of training text": both("copied_8_words", 3),
         "test scenes × samples": f"{gain['scenes']} × {ppo['test_samples']}",
         "commit": commit,
-    }  # fmt: skip
+    }
 
 
 def print_openers(run: Path, most: int) -> None:

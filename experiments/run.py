@@ -88,7 +88,10 @@ class Run:
             return
         import wandb
 
-        write_whole(self.dir / f"{name}.jsonl", "".join(json.dumps(dict(zip(columns, r, strict=True)), ensure_ascii=False) + "\n" for r in rows))
+        write_whole(
+            self.dir / f"{name}.jsonl",
+            "".join(json.dumps(dict(zip(columns, r, strict=True)), ensure_ascii=False) + "\n" for r in rows),
+        )
         self.wandb.log({name: wandb.Table(columns=columns, data=rows)})
 
     def check_finite(self, loss: float, step: int) -> None:
@@ -181,7 +184,9 @@ def weights_hash(path: str | Path) -> str | None:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _open_wandb(directory: Path, id: str, axis: str, stage: str, seed: int, settings: dict, lineage: list, recipe: str | None):
+def _open_wandb(
+    directory: Path, id: str, axis: str, stage: str, seed: int, settings: dict, lineage: list, recipe: str | None
+):
     import wandb
 
     mode = "online" if os.environ.get("WANDB_MODE") == "online" else "offline"

@@ -33,7 +33,9 @@ def resolve(name: str) -> str:
         if not is_run and ((path / "config.json").exists() or (path / "adapter_config.json").exists()):
             return str(path)
     if name.startswith((".", "/", "runs/")):
-        raise FileNotFoundError(f"{name}: no model there (config.json or adapter_config.json); has that stage finished?")
+        raise FileNotFoundError(
+            f"{name}: no model there (config.json or adapter_config.json); has that stage finished?"
+        )
     return name
 
 
@@ -46,7 +48,9 @@ def minilm_path() -> Path | str:
     path = Path(spec.submodule_search_locations[0]) / "model"
     found = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
     if found != MINILM_SHA256:
-        raise ValueError(f"{path}/model.safetensors has sha256 {found}, not the published {MINILM_SHA256}: reinstall it")
+        raise ValueError(
+            f"{path}/model.safetensors has sha256 {found}, not the published {MINILM_SHA256}: reinstall it"
+        )
     return path
 
 
@@ -77,7 +81,9 @@ def load_base(name: str, dtype: str = "float32", quantization: str | None = None
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ModuleNotFoundError(f"quantization: {quantization} needs bitsandbytes: pip install bitsandbytes")
         settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=quantization == "8bit", load_in_4bit=quantization == "4bit", bnb_4bit_compute_dtype=torch.bfloat16
+            load_in_8bit=quantization == "8bit",
+            load_in_4bit=quantization == "4bit",
+            bnb_4bit_compute_dtype=torch.bfloat16,
         )
         settings["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     return AutoModelForCausalLM.from_pretrained(resolve(name), **settings)

@@ -69,7 +69,12 @@ def sample(
     cache = DynamicCache(config=model.config)
     for t in range(max_new_tokens):
         logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         ).logits[:, -1]
         noise = uniform(seed, keys[live.cpu().numpy()], t)
         token = draw(logits, temperature, torch.from_numpy(noise).to(device))

@@ -1,7 +1,7 @@
 """Makes a finished run a shipped model: weights in bf16, tokenizer, and a card with the run's own numbers and samples.
 
-    python -m models.ship runs/base/pretrain-s1 friend-base
-    python -m models.ship runs/tiny/sft-s1 friend-sft
+python -m models.ship runs/base/pretrain-s1 friend-base
+python -m models.ship runs/tiny/sft-s1 friend-sft
 """
 
 import json
@@ -49,7 +49,8 @@ language: en
 - **Data**: {data}
 - **Licence**: CC BY-NC-SA 4.0, the strictest of its corpora's (DailyDialog's); EmpatheticDialogues is CC BY-NC 4.0.
 - **From**: run `{run}`, commit {commit}. Rebuild: `{command}`.
-- **Limits**: a very small model. It invents facts, forgets, and agrees too easily; it is made to study openers, not to be relied on.
+- **Limits**: a very small model. It invents facts, forgets, and agrees too easily; it is made to study openers, not to
+  be relied on.
 
 ## Numbers
 
@@ -73,7 +74,9 @@ def main(run: Path, name: str) -> None:
     target.mkdir(parents=True)
     for file in source.iterdir():
         if file.suffix == ".safetensors":
-            save_file({k: v.to(torch.bfloat16) for k, v in load_file(file).items()}, target / file.name, {"format": "pt"})
+            save_file(
+                {k: v.to(torch.bfloat16) for k, v in load_file(file).items()}, target / file.name, {"format": "pt"}
+            )
         elif file.suffix in (".json", ".jinja"):
             shutil.copy(file, target)
     (target / "README.md").write_text(card(run, name))
@@ -98,12 +101,23 @@ def card(run: Path, name: str) -> str:
             "make base",
         ),
         "sft": ("A LoRA adapter: the base *friend*.", f"the friend's mixture of {config.get('sources')}", "make sft"),
-        "ppo": ("A LoRA adapter: the friend after PPO on openers.", f"training scenes of {config.get('scene_sources')}", "make ppo"),
-    }[stage]  # fmt: skip
+        "ppo": (
+            "A LoRA adapter: the friend after PPO on openers.",
+            f"training scenes of {config.get('scene_sources')}",
+            "make ppo",
+        ),
+    }[stage]
     return CARD.format(
-        base=base, name=name, about=about, data=data, command=command, run=f"{run.parent.name}/{run.name}",
-        commit=lineage["commit"][:7], numbers="\n".join(f"| {k} | {v} |" for k, v in flat(summary)), samples=replies(run),
-    )  # fmt: skip
+        base=base,
+        name=name,
+        about=about,
+        data=data,
+        command=command,
+        run=f"{run.parent.name}/{run.name}",
+        commit=lineage["commit"][:7],
+        numbers="\n".join(f"| {k} | {v} |" for k, v in flat(summary)),
+        samples=replies(run),
+    )
 
 
 def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
@@ -120,11 +134,20 @@ def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 def replies(run: Path) -> str:
     tokenizer, model = load_tokenizer(str(run)), load_policy(str(run)).eval()
     prompts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": line}], add_generation_prompt=True, return_dict=True)["input_ids"]
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": line}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
         for line in FIRST_LINES
     ]
-    said = sample(model, prompts, max_new_tokens=48, temperature=0.7, eos_token_id=tokenizer.eos_token_id,
-                  pad_token_id=tokenizer.pad_token_id, seed=1)  # fmt: skip
+    said = sample(
+        model,
+        prompts,
+        max_new_tokens=48,
+        temperature=0.7,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=1,
+    )
     return "\n".join(f"| {line} | {text} |" for line, text in zip(FIRST_LINES, decode(said, tokenizer), strict=True))
 
 

@@ -9,6 +9,7 @@ Scenes in: {"id", "profile": [facts], "greeting": text or null}. Openers out, on
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser
@@ -32,7 +33,9 @@ class GenerateConfig:
     temperature: float = 0.7
     max_new_tokens: int = 48
     batch_size: int = 32
-    instruction: str = field(default="friend", metadata={"help": f"one of {sorted(INSTRUCTIONS)}"})
+    instruction: str | None = field(
+        default=None, metadata={"help": f"one of {sorted(INSTRUCTIONS)}; default: what the run was trained with"}
+    )
     skip_bad_rows: bool = field(default=False, metadata={"help": "set broken rows aside in <scenes_file>.bad"})
 
 
@@ -41,26 +44,38 @@ def main(config: GenerateConfig) -> None:
     tokenizer, model = load_tokenizer(config.run_dir), load_policy(config.run_dir).eval()
     if torch.cuda.is_available():
         model.cuda()
+    instruction = INSTRUCTIONS[config.instruction or trained_instruction(config.run_dir)]
     todo = [(scene, s) for scene in scenes for s in range(config.num_return_sequences)]
     lines = []
     for start in range(0, len(todo), config.batch_size):
         part = todo[start : start + config.batch_size]
         prompts = [
             tokenizer.apply_chat_template(
-                prompt_messages(scene, INSTRUCTIONS[config.instruction]), add_generation_prompt=True, return_dict=True
+                prompt_messages(scene, instruction), add_generation_prompt=True, return_dict=True
             )["input_ids"]
             for scene, _ in part
         ]
         samples = sample(
-            model, prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, seed=config.seed,
+            model,
+            prompts,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            seed=config.seed,
             keys=range(start, start + len(part)),
-        )  # fmt: skip
+        )
         for (scene, s), opener, ended in zip(part, decode(samples, tokenizer), samples.ended_B.tolist(), strict=True):
             row = {"scene_id": scene.id, "sample": s, "opener": opener, "ended": ended}
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_whole(config.output_file, "".join(lines))
     print(f"{len(lines)} openers for {len(scenes)} scenes: {config.output_file}")
+
+
+def trained_instruction(run_dir: str) -> str:
+    """The instruction in the run's settings; "friend" for a model that is no run."""
+    settings = Path(run_dir) / "config.json"
+    return json.loads(settings.read_text()).get("instruction", "friend") if settings.exists() else "friend"
 
 
 if __name__ == "__main__":

@@ -70,7 +70,11 @@ def gae(
 
 
 def policy_loss(
-    logp_BT: torch.Tensor, old_logp_BT: torch.Tensor, advantages_BT: torch.Tensor, mask_BT: torch.Tensor, cliprange: float
+    logp_BT: torch.Tensor,
+    old_logp_BT: torch.Tensor,
+    advantages_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    cliprange: float,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The clipped surrogate (Schulman et al. 2017, eq. 7) per token [B, T], negated, 0 off the mask; and its statistics.
 
@@ -90,7 +94,11 @@ def policy_loss(
 
 
 def value_loss(
-    values_BT: torch.Tensor, old_values_BT: torch.Tensor, returns_BT: torch.Tensor, mask_BT: torch.Tensor, cliprange: float
+    values_BT: torch.Tensor,
+    old_values_BT: torch.Tensor,
+    returns_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    cliprange: float,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Half the squared error per token [B, T], the larger of plain and clipped about the old value; 0 off the mask."""
     clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)

@@ -30,22 +30,34 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
     tokenizer = load_tokenizer(args.sft_model_path)
     policy = policy_with_reference(args.sft_model_path, config)
     scorer = load_scorer(args.reward_model_path)
-    train, validation, test = ([s for source in config.scene_sources for s in scenes_of(source, split, config.data_root, most)]
-                               for split, most in (("train", config.max_scenes), ("validation", 100), ("test", 200)))  # fmt: skip
+    train, validation, test = (
+        [s for source in config.scene_sources for s in scenes_of(source, split, config.data_root, most)]
+        for split, most in (("train", config.max_scenes), ("validation", 100), ("test", 200))
+    )
 
     trainer = OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer, train, validation)
     trainer.train()
     if trainer.best:
         trainer.load_best()
 
-    rows = {name: trainer.openers(test, adapter, config.test_samples, seed=args.seed + 1)
-            for name, adapter in (("sft", REFERENCE), ("ppo", POLICY))}  # fmt: skip
+    rows = {
+        name: trainer.openers(test, adapter, config.test_samples, seed=args.seed + 1)
+        for name, adapter in (("sft", REFERENCE), ("ppo", POLICY))
+    }
     summary = compared(rows, test)
-    for name, part in {"openers_sft": rows["sft"], "openers_ppo": rows["ppo"], "scenes_test": map(asdict, test)}.items():
+    for name, part in {
+        "openers_sft": rows["sft"],
+        "openers_ppo": rows["ppo"],
+        "scenes_test": map(asdict, test),
+    }.items():
         write_whole(run.dir / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
     save_policy(trainer, tokenizer, run, args.sft_model_path)
-    summary |= {"best": trainer.best, "optimizer_steps": trainer.optimizer_steps, "temperature": args.temperature,
-                "test_samples": config.test_samples}  # fmt: skip
+    summary |= {
+        "best": trainer.best,
+        "optimizer_steps": trainer.optimizer_steps,
+        "temperature": args.temperature,
+        "test_samples": config.test_samples,
+    }
     finish_run(run, summary)
     show(rows, summary, test, run)
 
@@ -121,13 +133,20 @@ def show(rows: dict[str, list[dict]], summary: dict, scenes: list[Scene], run: R
         means.add_column(column)
     for name in ("sft", "ppo"):
         s = summary[name]
-        means.add_row(name.upper(), f"{s['score']:.3f}", f"{s['kl']:.2f}", f"{s['tokens']:.1f}", f"{s['ended']:.2f}",
-                      f"{s['distinct_2']:.2f}", f"{s['copied_8_words']:.3f}")  # fmt: skip
+        means.add_row(
+            name.upper(),
+            f"{s['score']:.3f}",
+            f"{s['kl']:.2f}",
+            f"{s['tokens']:.1f}",
+            f"{s['ended']:.2f}",
+            f"{s['distinct_2']:.2f}",
+            f"{s['copied_8_words']:.3f}",
+        )
     console.print(means)
     gain = summary["gain"]
     console.print(
-        f"PPO - SFT on {gain['scenes']} test scenes: {gain['score']:+.3f}, 95 % interval [{gain['low']:+.3f}, {gain['high']:+.3f}], "
-        f"sampling and KL at temperature {summary['temperature']}."
+        f"PPO - SFT on {gain['scenes']} test scenes: {gain['score']:+.3f}, "
+        f"95 % interval [{gain['low']:+.3f}, {gain['high']:+.3f}]; sampling and KL at temperature {summary['temperature']}."
     )
     runs = [str(run.dir), *(parent["path"] for parent in json.loads((run.dir / "lineage.json").read_text())["parents"])]
     console.print("Runs: " + "  ".join(runs))

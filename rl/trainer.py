@@ -54,9 +54,15 @@ class OpenerConfig(RunConfig):
     instruction: str = field(default="friend", metadata={"help": f"one of {sorted(INSTRUCTIONS)}"})
     kl_target: float | None = field(default=None, metadata={"help": "nats a response: adapt kl_coef towards it"})
     kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which kl_coef adapts"})
-    max_approx_kl: float | None = field(default=None, metadata={"help": "end an update's epochs above this, nats a token"})
-    max_kl: float = field(default=20.0, metadata={"help": "the best checkpoint's KL to the SFT policy, nats a response"})
-    normalize_score: bool = field(default=False, metadata={"help": "subtract the running mean, divide by the deviation"})
+    max_approx_kl: float | None = field(
+        default=None, metadata={"help": "end an update's epochs above this, nats a token"}
+    )
+    max_kl: float = field(
+        default=20.0, metadata={"help": "the best checkpoint's KL to the SFT policy, nats a response"}
+    )
+    normalize_score: bool = field(
+        default=False, metadata={"help": "subtract the running mean, divide by the deviation"}
+    )
     score_clip: float | None = field(default=None, metadata={"help": "clip scores to +- this, after normalising"})
     val_samples: int = field(default=1, metadata={"help": "openers per validation scene"})
     test_samples: int = field(default=4, metadata={"help": "openers per test scene, before and after"})
@@ -157,7 +163,9 @@ class OpenerPPOTrainer(PPOTrainer):
         args, clock = self.args, Clock()
         rows = scene_rows(update, args.batch_size, len(self.scenes), args.seed)
         keys = update * args.batch_size + np.arange(args.batch_size)
-        mine = np.array_split(np.arange(args.batch_size), self.accelerator.num_processes)[self.accelerator.process_index]
+        mine = np.array_split(np.arange(args.batch_size), self.accelerator.num_processes)[
+            self.accelerator.process_index
+        ]
         rollout = self.read([self.scenes[row] for row in rows[mine]], rows[mine], keys[mine], args.seed, POLICY, clock)
         return self._gather(rollout), clock.times
 
@@ -167,18 +175,32 @@ class OpenerPPOTrainer(PPOTrainer):
         args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
         prompts = [self._prompt(tokenizer, scene) for scene in scenes]
         samples = sample(
-            self.sampler.merge(adapter), prompts, max_new_tokens=args.response_length, temperature=args.temperature,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, seed=seed, keys=keys,
-        )  # fmt: skip
+            self.sampler.merge(adapter),
+            prompts,
+            max_new_tokens=args.response_length,
+            temperature=args.temperature,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            seed=seed,
+            keys=keys,
+        )
         clock.lap("time/generate_s")
         score_B = self.scores(scenes, decode(samples, tokenizer), samples.ended_B)
         clock.lap("time/score_s")
         ids, mask = left_pad(prompts, tokenizer.pad_token_id)
         empty = torch.zeros(samples.mask_BT.shape, device=device)
         rollout = Rollout(
-            ids.to(device), mask.to(device), samples.response_BT, samples.mask_BT, samples.ended_B,
-            torch.as_tensor(rows, device=device), score_B.to(device), empty, empty.clone(), empty.clone(),
-        )  # fmt: skip
+            ids.to(device),
+            mask.to(device),
+            samples.response_BT,
+            samples.mask_BT,
+            samples.ended_B,
+            torch.as_tensor(rows, device=device),
+            score_B.to(device),
+            empty,
+            empty.clone(),
+            empty.clone(),
+        )
         self._forward_old(rollout, adapter)
         clock.lap("time/forward_s")
         return rollout
@@ -236,7 +258,9 @@ class OpenerPPOTrainer(PPOTrainer):
             **{key: float(np.mean([step[key] for step in steps])) for key in steps[0]},
         }
         if self.config.kl_target:
-            self.kl_coef = ppo.adapted_kl_coef(self.kl_coef, kl, self.config.kl_target, args.batch_size, self.config.kl_horizon)
+            self.kl_coef = ppo.adapted_kl_coef(
+                self.kl_coef, kl, self.config.kl_target, args.batch_size, self.config.kl_horizon
+            )
         return metrics
 
     def _step(self, rollout: Rollout, advantages_BT, returns_BT, minibatch: np.ndarray) -> dict[str, float]:
@@ -246,7 +270,10 @@ class OpenerPPOTrainer(PPOTrainer):
         mine = minibatch[accelerator.process_index :: accelerator.num_processes]
         length = (rollout.query_mask_BP.sum(1) + rollout.mask_BT.sum(1)).cpu().numpy()
         mine = mine[np.argsort(length[mine], kind="stable")]  # like lengths together: less padding, the same sum
-        micros = [mine[i : i + args.per_device_train_batch_size] for i in range(0, len(mine), args.per_device_train_batch_size)]
+        micros = [
+            mine[i : i + args.per_device_train_batch_size]
+            for i in range(0, len(mine), args.per_device_train_batch_size)
+        ]
         sums: dict[str, torch.Tensor] = {}
         for i, micro in enumerate(micros):
             index = torch.as_tensor(micro, device=device)
@@ -258,12 +285,20 @@ class OpenerPPOTrainer(PPOTrainer):
                     part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, args.temperature
                 )
                 pg_BT, pg = ppo.policy_loss(logp_BT, part.logp_BT, advantages_BT[index, :T], mask_BT, args.cliprange)
-                vf_BT, vf = ppo.value_loss(values_BT, part.values_BT, returns_BT[index, :T], mask_BT, args.cliprange_value)
+                vf_BT, vf = ppo.value_loss(
+                    values_BT, part.values_BT, returns_BT[index, :T], mask_BT, args.cliprange_value
+                )
                 # The minibatch's mean, whatever its cut into micro-batches and processes (DDP averages gradients).
                 loss = (pg_BT.sum() + args.vf_coef * vf_BT.sum()) / tokens * accelerator.num_processes
                 self.run.check_finite(loss.item(), self.optimizer_steps + 1)
                 accelerator.backward(loss)
-            terms = {"policy/loss": pg_BT.sum(), "value/loss": vf_BT.sum(), "objective/entropy": (entropy_BT * mask_BT).sum(), **pg, **vf}
+            terms = {
+                "policy/loss": pg_BT.sum(),
+                "value/loss": vf_BT.sum(),
+                "objective/entropy": (entropy_BT * mask_BT).sum(),
+                **pg,
+                **vf,
+            }
             for key, value in terms.items():
                 sums[key] = sums.get(key, 0.0) + value.detach()
         norm = accelerator.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], args.max_grad_norm)
@@ -290,14 +325,25 @@ class OpenerPPOTrainer(PPOTrainer):
                 [r[m] for r, m in zip(read.response_BT, read.mask_BT, strict=True)], skip_special_tokens=True
             )
             for i, (scene, s) in enumerate(part):
-                rows.append({"scene_id": scene.id, "sample": s, "opener": texts[i].strip(), "ended": bool(read.ended_B[i]),
-                             "score": read.score_B[i].item(), "kl": kl_B[i].item(), "tokens": int(read.mask_BT[i].sum())})  # fmt: skip
+                rows.append(
+                    {
+                        "scene_id": scene.id,
+                        "sample": s,
+                        "opener": texts[i].strip(),
+                        "ended": bool(read.ended_B[i]),
+                        "score": read.score_B[i].item(),
+                        "kl": kl_B[i].item(),
+                        "tokens": int(read.mask_BT[i].sum()),
+                    }
+                )
         return rows
 
     def _evaluate(self, update: int) -> None:
         """Validation scenes: score, KL, length, diversity; a table of openers; the best policy within max_kl is kept."""
         rows = self.openers(self.val_scenes, POLICY, self.config.val_samples, seed=self.args.seed)
-        metrics = {f"eval/{key}": float(np.mean([row[key] for row in rows])) for key in ("score", "kl", "tokens", "ended")}
+        metrics = {
+            f"eval/{key}": float(np.mean([row[key] for row in rows])) for key in ("score", "kl", "tokens", "ended")
+        }
         texts = [row["opener"] for row in rows]
         metrics |= {"eval/distinct_1": distinct(texts, 1), "eval/distinct_2": distinct(texts, 2)}
         self.run.log(metrics, step=update * self.args.batch_size)
@@ -305,16 +351,28 @@ class OpenerPPOTrainer(PPOTrainer):
         self.run.table(
             "openers",
             ["episode", "scene", "profile", "greeting", "opener", "score", "kl"],
-            [[update * self.args.batch_size, r["scene_id"], "; ".join(scenes[r["scene_id"]].profile),
-              scenes[r["scene_id"]].greeting or "", r["opener"], r["score"], r["kl"]] for r in rows[:40]],
-        )  # fmt: skip
+            [
+                [
+                    update * self.args.batch_size,
+                    r["scene_id"],
+                    "; ".join(scenes[r["scene_id"]].profile),
+                    scenes[r["scene_id"]].greeting or "",
+                    r["opener"],
+                    r["score"],
+                    r["kl"],
+                ]
+                for r in rows[:40]
+            ],
+        )
         if metrics["eval/kl"] <= self.config.max_kl and metrics["eval/score"] > self.best.get("score", -np.inf):
             self.best = {"update": update, "score": metrics["eval/score"], "kl": metrics["eval/kl"]}
             self._write_adapter(self.run.dir / "best")
 
     def load_best(self) -> None:
         """Puts the best policy's weights back into the adapter."""
-        set_peft_model_state_dict(self.policy_model, load_file(self.run.dir / "best" / "adapter.safetensors"), adapter_name=POLICY)
+        set_peft_model_state_dict(
+            self.policy_model, load_file(self.run.dir / "best" / "adapter.safetensors"), adapter_name=POLICY
+        )
 
     # ------------------------------------------------------------------------------------------ helpers
 
@@ -327,7 +385,12 @@ class OpenerPPOTrainer(PPOTrainer):
         wrapper, size = self.accelerator.unwrap_model(self.model), self.args.local_rollout_forward_batch_size
         for start in range(0, len(rollout.score_B), size):
             chunk = slice(start, start + size)
-            inputs = (rollout.query_BP[chunk], rollout.query_mask_BP[chunk], rollout.response_BT[chunk], rollout.mask_BT[chunk])
+            inputs = (
+                rollout.query_BP[chunk],
+                rollout.query_mask_BP[chunk],
+                rollout.response_BT[chunk],
+                rollout.mask_BT[chunk],
+            )
             for name, target in ((adapter, rollout.logp_BT), (REFERENCE, rollout.ref_logp_BT)):
                 with self._adapter(name):
                     logp_BT, _, values_BT = wrapper(*inputs, self.args.temperature)
@@ -348,7 +411,11 @@ class OpenerPPOTrainer(PPOTrainer):
         if self.config.normalize_score:
             self.moments.update(score_B)
             score_B = (score_B - self.moments.mean) / (self.moments.std + 1e-8)
-        return score_B if self.config.score_clip is None else score_B.clamp(-self.config.score_clip, self.config.score_clip)
+        return (
+            score_B
+            if self.config.score_clip is None
+            else score_B.clamp(-self.config.score_clip, self.config.score_clip)
+        )
 
     def _gather(self, rollout: Rollout) -> Rollout:
         if self.accelerator.num_processes == 1:
@@ -357,14 +424,18 @@ class OpenerPPOTrainer(PPOTrainer):
         for name, tensor in vars(rollout).items():
             if tensor.ndim == 2:
                 index = pad if name in ("query_BP", "response_BT") else 0
-                tensor = self.accelerator.pad_across_processes(tensor, dim=1, pad_index=index, pad_first=name.startswith("query"))
+                tensor = self.accelerator.pad_across_processes(
+                    tensor, dim=1, pad_index=index, pad_first=name.startswith("query")
+                )
             values[name] = self.accelerator.gather(tensor)
         return Rollout(**values)
 
     def _write_adapter(self, directory: Path) -> None:
         if self.accelerator.is_main_process:
             directory.mkdir(exist_ok=True)
-            save_file(get_peft_model_state_dict(self.policy_model, adapter_name=POLICY), directory / "adapter.safetensors.tmp")
+            save_file(
+                get_peft_model_state_dict(self.policy_model, adapter_name=POLICY), directory / "adapter.safetensors.tmp"
+            )
             os.replace(directory / "adapter.safetensors.tmp", directory / "adapter.safetensors")
 
     def _save(self, update: int) -> None:
@@ -374,10 +445,20 @@ class OpenerPPOTrainer(PPOTrainer):
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             self._write_adapter(new)
-            save_file(self.accelerator.unwrap_model(self.model).value_model.state_dict(), new / "value_head.safetensors")
-            torch.save({"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()}, new / "optimizer.pt")
-            state = {"update": update, "kl_coef": self.kl_coef, "moments": self.moments.state(), "best": self.best,
-                     "optimizer_steps": self.optimizer_steps}  # fmt: skip
+            save_file(
+                self.accelerator.unwrap_model(self.model).value_model.state_dict(), new / "value_head.safetensors"
+            )
+            torch.save(
+                {"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()},
+                new / "optimizer.pt",
+            )
+            state = {
+                "update": update,
+                "kl_coef": self.kl_coef,
+                "moments": self.moments.state(),
+                "best": self.best,
+                "optimizer_steps": self.optimizer_steps,
+            }
             write_whole(new / "state.json", json.dumps(state))
             final = self.run.dir / f"checkpoint-{update}"
             shutil.rmtree(final, ignore_errors=True)
@@ -395,7 +476,9 @@ class OpenerPPOTrainer(PPOTrainer):
         path = found[-1]
         state = json.loads((path / "state.json").read_text())
         set_peft_model_state_dict(self.policy_model, load_file(path / "adapter.safetensors"), adapter_name=POLICY)
-        self.accelerator.unwrap_model(self.model).value_model.load_state_dict(load_file(path / "value_head.safetensors"))
+        self.accelerator.unwrap_model(self.model).value_model.load_state_dict(
+            load_file(path / "value_head.safetensors")
+        )
         saved = torch.load(path / "optimizer.pt", weights_only=True)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.lr_scheduler.load_state_dict(saved["schedule"])
@@ -440,6 +523,6 @@ def check_lengths(context: int, args: PPOConfig, scenes: list[Scene], prompts: l
     for scene, prompt in zip(scenes, prompts, strict=True):
         if len(prompt) + args.response_length > context:
             raise ValueError(
-                f"scene {scene.id!r}: its prompt has {len(prompt)} tokens; with response_length {args.response_length} it "
-                f"exceeds the model's context of {context}: shorten its profile or lower response_length"
+                f"scene {scene.id!r}: its prompt has {len(prompt)} tokens; with response_length {args.response_length} "
+                f"it exceeds the model's context of {context}: shorten its profile or lower response_length"
             )

@@ -26,7 +26,7 @@ from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 
 from data import daily, empathetic, extra, sample
 from data.dialogue import INSTRUCTIONS, Dialogue, swap, system_text
-from data.friend import same_words
+from data.friend import mixture, same_words
 from data.profile import derive_profile
 from experiments.run import RunConfig, finish_run, parse_config, start_run
 from models.load import load_base, load_minilm, load_tokenizer, resolve
@@ -45,7 +45,9 @@ class PretrainConfig(RunConfig):
     """What the base is made of. Sizes in tokens unless said otherwise."""
 
     data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
-    weights_start: dict[str, float] = field(default_factory=dict, metadata={"help": "corpus -> share of dialogues read"})
+    weights_start: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "corpus -> share of dialogues read"}
+    )
     weights_end: dict[str, float] = field(default_factory=dict, metadata={"help": "the same, at the end"})
     init_from: str | None = field(default=None, metadata={"help": "go on from this base, instead of MiniLM"})
     vocab_size: int = 12_000
@@ -60,8 +62,12 @@ class PretrainConfig(RunConfig):
     decay_fraction: float = 0.3
     max_grad_norm: float = 1.0
     eval_steps: int = 500
-    eval_dialogues: int = field(default=300, metadata={"help": "validation dialogues per corpus; all of them at the end"})
-    stop_after_s: float = field(default=0.0, metadata={"help": "stop cleanly after so many seconds (for comparing starts)"})
+    eval_dialogues: int = field(
+        default=300, metadata={"help": "validation dialogues per corpus; all of them at the end"}
+    )
+    stop_after_s: float = field(
+        default=0.0, metadata={"help": "stop cleanly after so many seconds (for comparing starts)"}
+    )
     compile: bool = True
     seed: int = 1
 
@@ -85,6 +91,8 @@ def main(config: PretrainConfig) -> None:
     held_out = {name: list(LOADERS[name]("validation", config.data_root)) for name in config.weights_start}
     test = [dialogue for name in train for dialogue in LOADERS[name]("test", config.data_root)]
     train = without_leaks(train, [dialogue for dialogues in (*held_out.values(), test) for dialogue in dialogues])
+    if {"empathetic", "daily"} <= set(train):  # what the original recipe's validation loss was measured on
+        held_out["original"] = mixture("original", ("empathetic", "daily"), config.data_root)[0]["validation"]
 
     tokenizer = make_tokenizer(train, config, run.dir / "model")
     model = load_base(config.init_from) if config.init_from else minilm_decoder(tokenizer, config.num_layers)
@@ -92,7 +100,9 @@ def main(config: PretrainConfig) -> None:
     optimizers = make_optimizers(model, config)
     step, total = resume(run.dir, model, optimizers), len(rows) // config.batch_size
     run.rewind(step)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {total} steps, {megabytes:.0f} MB of text")
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {total} steps, {megabytes:.0f} MB of text"
+    )
 
     loss_of = torch.compile(row_loss) if config.compile else row_loss
     started, tokens, deadline = time.time(), 0, config.stop_after_s or math.inf
@@ -112,8 +122,17 @@ def main(config: PretrainConfig) -> None:
         run.check_finite(loss.item(), step)
         if step % 20 == 0 or step == total:
             speed = tokens / (time.time() - started)
-            run.log({"loss": loss.item(), "grad_norm": grad_norm.item(), "lr_scale": scale, "megabytes": megabytes * step / total,
-                     "time/tokens_per_s": speed, "time/seconds": time.time() - started}, step=step)  # fmt: skip
+            run.log(
+                {
+                    "loss": loss.item(),
+                    "grad_norm": grad_norm.item(),
+                    "lr_scale": scale,
+                    "megabytes": megabytes * step / total,
+                    "time/tokens_per_s": speed,
+                    "time/seconds": time.time() - started,
+                },
+                step=step,
+            )
         if step % config.eval_steps == 0 and step < total:
             run.log(evaluate(model, tokenizer, held_out, config.eval_dialogues), step=step)
             save(run.dir, model, optimizers, step)
@@ -122,7 +141,9 @@ def main(config: PretrainConfig) -> None:
     final = evaluate(model, tokenizer, held_out, None)
     run.log(final, step=step)
     model.to(torch.bfloat16).save_pretrained(run.dir / "model")
-    finish_run(run, {**final, "steps": step, "megabytes": megabytes * step / total, "parameters": model.num_parameters()})
+    finish_run(
+        run, {**final, "steps": step, "megabytes": megabytes * step / total, "parameters": model.num_parameters()}
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the start
@@ -257,7 +278,8 @@ def packed_rows(
     rows += open_rows
     if len(rows) < config.batch_size:
         raise ValueError(
-            f"train_megabytes {config.train_megabytes} fill {len(rows)} rows, less than one batch of {config.batch_size}: raise it"
+            f"train_megabytes {config.train_megabytes} fill {len(rows)} rows, less than one batch of "
+            f"{config.batch_size}: raise it"
         )
     packed = np.zeros((len(rows), 2, config.block_size), dtype=np.int32)  # id 0 is the pad, dialogue 0 is padding
     for i, (ids, numbers) in enumerate(rows):
@@ -269,7 +291,9 @@ def as_tensors(batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     """input ids, positions, labels [B, T] and a boolean attention mask [B, 1, T, T]: causal, within a dialogue."""
     ids, number = torch.from_numpy(batch[:, 0]).long(), torch.from_numpy(batch[:, 1]).long()
     index = torch.arange(ids.shape[1])
-    starts = torch.where(torch.cat([torch.ones_like(number[:, :1], dtype=torch.bool), number[:, 1:] != number[:, :-1]], 1), index, 0)
+    starts = torch.where(
+        torch.cat([torch.ones_like(number[:, :1], dtype=torch.bool), number[:, 1:] != number[:, :-1]], 1), index, 0
+    )
     positions = index - starts.cummax(1).values
     mask = (number[:, :, None] == number[:, None, :]) & (index[:, None] >= index[None, :])
     labels = torch.full_like(ids, -100)
@@ -293,11 +317,15 @@ def make_optimizers(model: BertLMHeadModel, config: PretrainConfig) -> list[torc
     matrices = [p for n, p in model.bert.encoder.named_parameters() if p.ndim == 2 and config.optimizer == "muon"]
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
-    adamw = torch.optim.AdamW(rest, config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    adamw = torch.optim.AdamW(
+        rest, config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
     optimizers = [adamw]
     if matrices:
         optimizers.append(
-            torch.optim.Muon(matrices, config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+            torch.optim.Muon(
+                matrices, config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -47,7 +47,11 @@ class FriendConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("instruction", INSTRUCTIONS), ("role", SPEAKERS), ("quantization", (None, "8bit", "4bit"))):
+        for name, allowed in (
+            ("instruction", INSTRUCTIONS),
+            ("role", SPEAKERS),
+            ("quantization", (None, "8bit", "4bit")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {list(allowed)}")
 
@@ -142,7 +146,7 @@ def configure(args: SFTConfig, directory: Path) -> None:
     """What the recipe leaves to the stage: where things go, and settings that this stage relies on."""
     args.output_dir = str(directory)
     args.assistant_only_loss = True
-    args.loss_type = "nll"  # trl's default, chunked_nll, skips the layers between a Bert's trunk and its output embedding
+    args.loss_type = "nll"  # trl's chunked_nll skips what a Bert has between its trunk and its output embedding
     args.report_to = []  # the run's own callback logs
     args.logging_nan_inf_filter = False
     args.load_best_model_at_end = True
@@ -198,7 +202,10 @@ class FriendTrainer(SFTTrainer):
             sums += self.accelerator.gather_for_metrics(rows).sum(0)  # less those that only fill the last batch
         nats, tokens = sums.tolist()
         size = sum((eval_dataset or self.eval_dataset)["spoken_bytes"])
-        result = {f"{metric_key_prefix}_loss": nats / tokens, f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / size}
+        result = {
+            f"{metric_key_prefix}_loss": nats / tokens,
+            f"{metric_key_prefix}_bits_per_byte": nats / math.log(2) / size,
+        }
         self.log(dict(result))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
         return result
@@ -213,7 +220,13 @@ class RunCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
             numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
-            self.run.log({k.replace("_", "/", 1) if k.startswith(("eval_", "test_")) else f"train/{k}": v for k, v in numbers.items()}, step=state.global_step)  # fmt: skip
+            self.run.log(
+                {
+                    k.replace("_", "/", 1) if k.startswith(("eval_", "test_")) else f"train/{k}": v
+                    for k, v in numbers.items()
+                },
+                step=state.global_step,
+            )
 
 
 def fit(trainer: FriendTrainer, run: Run, before: dict[str, float]) -> dict[str, float]:
@@ -252,17 +265,27 @@ def sampled(model, tokenizer, dialogues: Dataset, config: FriendConfig, seed: in
     if config.role == "friend":
         for scene in scenes_of("sample", "validation", most=20):
             chats_.append(("opener", prompt_messages(scene, instruction), ""))
-    prompts = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"] for _, c, _ in chats_]
+    prompts = [
+        tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"]
+        for _, c, _ in chats_
+    ]
     room = model.config.max_position_embeddings - config.max_new_tokens
     chats_ = [chat for chat, prompt in zip(chats_, prompts, strict=True) if len(prompt) <= room]
     prompts = [prompt for prompt in prompts if len(prompt) <= room]
     model.eval()
     samples = sample(
-        model, prompts, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, seed=seed,
-    )  # fmt: skip
+        model,
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        seed=seed,
+    )
     for (kind, chat, human), text in zip(chats_, decode(samples, tokenizer), strict=True):
-        rows.append([kind, " | ".join(m["content"] for m in chat if m["role"] != "system"), chat[0]["content"], text, human])
+        rows.append(
+            [kind, " | ".join(m["content"] for m in chat if m["role"] != "system"), chat[0]["content"], text, human]
+        )
     return ["kind", "heard", "system", "said", "human"], rows
 
 

@@ -25,10 +25,35 @@ def runs(tmp_path_factory):
     """All three stages, a small part of each recipe's budget."""
     directory = tmp_path_factory.mktemp("tiny")
     sft, reward, ppo = (str(directory / name) for name in ("sft-s1", "reward-s1", "ppo-s1"))
-    run("sft.train", "--config", "experiments/tiny/sft.yaml", "--run_dir", sft, "--max_steps", "30", "--eval_steps", "15")
+    run(
+        "sft.train",
+        "--config",
+        "experiments/tiny/sft.yaml",
+        "--run_dir",
+        sft,
+        "--max_steps",
+        "30",
+        "--eval_steps",
+        "15",
+    )
     run("reward.train", "--config", "experiments/tiny/reward.yaml", "--run_dir", reward, "--num_train_epochs", "0.3")
-    done = run("rl.train", "--config", "experiments/tiny/ppo.yaml", "--run_dir", ppo, "--sft_model_path", sft,
-               "--reward_model_path", reward, "--total_episodes", "256", "--eval_steps", "2", "--test_samples", "1")  # fmt: skip
+    done = run(
+        "rl.train",
+        "--config",
+        "experiments/tiny/ppo.yaml",
+        "--run_dir",
+        ppo,
+        "--sft_model_path",
+        sft,
+        "--reward_model_path",
+        reward,
+        "--total_episodes",
+        "256",
+        "--eval_steps",
+        "2",
+        "--test_samples",
+        "1",
+    )
     return directory, done.stdout
 
 
@@ -64,21 +89,52 @@ def test_ppo_ends_with_its_table_and_runs(runs):
 def test_openers_come_from_any_run(runs, tmp_path):
     for name in ("sft-s1", "ppo-s1"):
         out = tmp_path / f"{name}.jsonl"
-        run("rl.generate", "--run_dir", str(runs[0] / name), "--scenes_file", "data/sample/scenes_test.jsonl",
-            "--output_file", str(out), "--num_return_sequences", "2", "--seed", "1")  # fmt: skip
+        run(
+            "rl.generate",
+            "--run_dir",
+            str(runs[0] / name),
+            "--scenes_file",
+            "data/sample/scenes_test.jsonl",
+            "--output_file",
+            str(out),
+            "--num_return_sequences",
+            "2",
+            "--seed",
+            "1",
+        )
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert len(rows) == 400 and set(rows[0]) == {"scene_id", "sample", "opener", "ended"}
 
 
 def test_a_killed_ppo_goes_on_to_the_same_end(runs, tmp_path):
     """SIGKILL in the middle, then the same command again: metrics as if it had been left alone."""
-    command = [sys.executable, "-m", "rl.train", "--config", "experiments/tiny/ppo.yaml", "--sft_model_path", str(runs[0] / "sft-s1"),
-               "--reward_model_path", str(runs[0] / "reward-s1"), "--total_episodes", "64", "--per_device_train_batch_size", "4",
-               "--save_steps", "1", "--eval_steps", "100", "--test_samples", "1"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "rl.train",
+        "--config",
+        "experiments/tiny/ppo.yaml",
+        "--sft_model_path",
+        str(runs[0] / "sft-s1"),
+        "--reward_model_path",
+        str(runs[0] / "reward-s1"),
+        "--total_episodes",
+        "64",
+        "--per_device_train_batch_size",
+        "4",
+        "--save_steps",
+        "1",
+        "--eval_steps",
+        "100",
+        "--test_samples",
+        "1",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     subprocess.run([*command, "--run_dir", str(alone)], cwd=ROOT, env=env, check=True, capture_output=True)
-    process = subprocess.Popen([*command, "--run_dir", str(killed)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--run_dir", str(killed)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.time() + 300
     while not (killed / "checkpoint-2").exists() and time.time() < deadline:
         time.sleep(0.05)
