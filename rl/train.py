@@ -107,7 +107,7 @@ def save_policy(trainer: OpenerPPOTrainer, tokenizer, run: Run, sft: str) -> Non
     if not run.is_main:
         return
     directory = run.dir / "model"
-    trainer.policy_model.save_pretrained(directory, selected_adapters=[POLICY])
+    trainer.policy_model.save_pretrained(directory, selected_adapters=[POLICY], save_embedding_layers=False)
     for file in (directory / POLICY).iterdir():  # peft puts every adapter but "default" in a folder of its name
         file.replace(directory / file.name)
     (directory / POLICY).rmdir()

@@ -434,7 +434,8 @@ class OpenerPPOTrainer(PPOTrainer):
         if self.accelerator.is_main_process:
             directory.mkdir(exist_ok=True)
             save_file(
-                get_peft_model_state_dict(self.policy_model, adapter_name=POLICY), directory / "adapter.safetensors.tmp"
+                get_peft_model_state_dict(self.policy_model, adapter_name=POLICY, save_embedding_layers=False),
+                directory / "adapter.safetensors.tmp",
             )
             os.replace(directory / "adapter.safetensors.tmp", directory / "adapter.safetensors")
 
