@@ -39,7 +39,7 @@ data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dro
 
 base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (ICEBREAKER_DATA; over an hour)
 	test -f runs/base/pretrain-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain.yaml
-	test -f runs/base/everyday-s2/summary.json || $(PY) -m sft.pretrain --config experiments/base/everyday.yaml
+	test -f runs/base/pretrain-everyday-s2/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-everyday.yaml
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward
