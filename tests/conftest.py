@@ -20,6 +20,7 @@ CONTEXT = 256
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 os.environ["WANDB_SILENT"] = "true"
+torch.set_num_threads(1)  # two threads gain nothing on models this small, and wait for each other on a busy machine
 settings.register_profile("house", deadline=None, derandomize=True)  # a busy machine fails no test, and no day differs
 settings.load_profile("house")
 
