@@ -95,6 +95,11 @@ def sample(
     return Samples(response[:, :T], torch.arange(T, device=device)[None] < size[:, None], ended)
 
 
+def prompt_ids(tokenizer, chat: list[dict[str, str]]) -> list[int]:
+    """Token ids of a chat, up to and with the mark that opens the model's turn."""
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
 def draw(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
     """Tokens [B] from softmax(logits / temperature) by inversion: the first whose cumulative probability exceeds u."""
     if temperature == 0:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.load import PRETRAINED, load_policy, load_tokenizer
-from models.sampling import decode, sample
+from models.sampling import decode, prompt_ids, sample
 
 #: What a person might say first: the card shows the replies, unedited.
 FIRST_LINES = """My dog died yesterday.
@@ -133,12 +133,7 @@ def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 
 def replies(run: Path) -> str:
     tokenizer, model = load_tokenizer(str(run)), load_policy(str(run)).eval()
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": line}], add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-        for line in FIRST_LINES
-    ]
+    prompts = [prompt_ids(tokenizer, [{"role": "user", "content": line}]) for line in FIRST_LINES]
     said = sample(
         model,
         prompts,

@@ -18,7 +18,7 @@ from data.dialogue import INSTRUCTIONS
 from data.scenes import load_scenes, prompt_messages
 from data.source import write_whole
 from models.load import load_policy, load_tokenizer
-from models.sampling import decode, sample
+from models.sampling import decode, prompt_ids, sample
 
 
 @dataclass
@@ -49,12 +49,7 @@ def main(config: GenerateConfig) -> None:
     lines = []
     for start in range(0, len(todo), config.batch_size):
         part = todo[start : start + config.batch_size]
-        prompts = [
-            tokenizer.apply_chat_template(
-                prompt_messages(scene, instruction), add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-            for scene, _ in part
-        ]
+        prompts = [prompt_ids(tokenizer, prompt_messages(scene, instruction)) for scene, _ in part]
         samples = sample(
             model,
             prompts,

@@ -35,7 +35,7 @@ from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene, prompt_messages
 from data.source import write_whole
 from experiments.run import Run, RunConfig
-from models.sampling import decode, sample
+from models.sampling import decode, prompt_ids, sample
 from models.scorer import Scorer
 from rl import ppo
 from rl.metrics import distinct
@@ -377,8 +377,7 @@ class OpenerPPOTrainer(PPOTrainer):
     # ------------------------------------------------------------------------------------------ helpers
 
     def _prompt(self, tokenizer, scene: Scene) -> list[int]:
-        chat = prompt_messages(scene, INSTRUCTIONS[self.config.instruction])
-        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+        return prompt_ids(tokenizer, prompt_messages(scene, INSTRUCTIONS[self.config.instruction]))
 
     def _forward_old(self, rollout: Rollout, adapter: str) -> None:
         """Fills in log-probabilities and values, in chunks of local_rollout_forward_batch_size rows."""

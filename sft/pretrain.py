@@ -347,14 +347,14 @@ def evaluate(model, tokenizer, held_out: dict[str, list[Dialogue]], most: int | 
     are read without system message, cut to the context.
     """
     marks = torch.tensor(tokenizer.convert_tokens_to_ids([PERSON, FRIEND, SYSTEM]))
-    names, result, sums = {PERSON: PERSON, FRIEND: FRIEND}, {}, {}
+    result, sums = {}, {}
     for corpus, dialogues in held_out.items():
         nats = size = 0.0
         chosen = sorted(dialogues[:most], key=lambda d: sum(len(t.text) for t in d.turns))
         for start in range(0, len(chosen), 16):
             encoded, texts = [], []
             for dialogue in chosen[start : start + 16]:
-                parts = [(names[FRIEND] if t.speaker == "friend" else PERSON, t.text) for t in dialogue.turns]
+                parts = [(FRIEND if t.speaker == "friend" else PERSON, t.text) for t in dialogue.turns]
                 ids = encode(parts, tokenizer)
                 while len(ids) > model.config.max_position_embeddings:
                     parts = parts[:-1]

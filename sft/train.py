@@ -22,7 +22,7 @@ from data.friend import mixture
 from data.scenes import prompt_messages, scenes_of
 from experiments.run import Run, RunConfig, finish_run, parse_config, start_run
 from models.load import load_base, load_tokenizer, name_base, resolve
-from models.sampling import decode, sample
+from models.sampling import decode, prompt_ids, sample
 
 
 @dataclass
@@ -265,10 +265,7 @@ def sampled(model, tokenizer, dialogues: Dataset, config: FriendConfig, seed: in
     if config.role == "friend":
         for scene in scenes_of("sample", "validation", most=20):
             chats_.append(("opener", prompt_messages(scene, instruction), ""))
-    prompts = [
-        tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"]
-        for _, c, _ in chats_
-    ]
+    prompts = [prompt_ids(tokenizer, c) for _, c, _ in chats_]
     room = model.config.max_position_embeddings - config.max_new_tokens
     chats_ = [chat for chat, prompt in zip(chats_, prompts, strict=True) if len(prompt) <= room]
     prompts = [prompt for prompt in prompts if len(prompt) <= room]
