@@ -11,6 +11,7 @@ A run whose settings and parents are those of an unfinished directory goes on th
 directory moves to <run_dir>.old, so that no result is mixed with another's and the last one is kept.
 """
 
+import atexit
 import hashlib
 import json
 import math
@@ -204,6 +205,8 @@ def _open_wandb(
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(x_transaction_log_flush_interval=1, silent=True),
     )
+    atexit.register(run.finish, exit_code=1)  # of a run that SIGTERM or an error ends: its rows are written before
+    # wandb's own exit hook stops the process that writes them. After finish_run it does nothing.
     run.define_metric(axis)
     run.define_metric("*", step_metric=axis)
     return run
