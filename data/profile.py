@@ -7,10 +7,12 @@ the lists below do not know, and what cannot be understood alone: someone or som
 """
 
 import re
+from dataclasses import replace
 
 from data.dialogue import Dialogue
 
 MIN_WORDS, MAX_WORDS = 4, 14
+MIN_OPENER_WORDS = 4
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 #: What the first word after "I'm" or "I was" must not be: it is about the talk, or is clear only inside it.
 _TALK = frozenset(
@@ -55,6 +57,26 @@ def derive_profile(dialogue: Dialogue, most: int = 3) -> tuple[str, ...]:
     """The first `most` different facts in the person's turns; empty where there are none."""
     facts = dict.fromkeys(fact for turn in dialogue.turns if turn.speaker == "person" for fact in facts_of(turn.text))
     return tuple(facts)[:most]
+
+
+def opener_readings(dialogue: Dialogue, most: int = 3) -> list[Dialogue]:
+    """The dialogue as if the friend had opened it: what a corpus where the person opens teaches about openers.
+
+    One reading for each turn of the person that holds facts and has an answer of MIN_OPENER_WORDS or more. It begins
+    with that answer; the facts, at most `most`, become the profile and the turns up to them are left out. So "I lied to
+    my girlfriend." - "Why did you lie to her?" teaches to open with the question when "lied to their girlfriend" is
+    known.
+    """
+    readings = []
+    for i, turn in enumerate(dialogue.turns[:-1]):
+        answer = dialogue.turns[i + 1]
+        if turn.speaker != "person" or len(answer.text.split()) < MIN_OPENER_WORDS:
+            continue
+        if facts := tuple(dict.fromkeys(facts_of(turn.text)))[:most]:
+            readings.append(
+                replace(dialogue, id=f"{dialogue.id}@{i + 1}", turns=dialogue.turns[i + 1 :], profile=facts)
+            )
+    return readings
 
 
 def _fact(sentence: str) -> str | None:

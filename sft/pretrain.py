@@ -27,7 +27,7 @@ from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 from data import daily, empathetic, extra, sample
 from data.dialogue import INSTRUCTIONS, Dialogue, swap, system_text
 from data.friend import mixture, same_words
-from data.profile import derive_profile
+from data.profile import derive_profile, opener_readings
 from experiments.run import RunConfig, finish_run, parse_config, start_run
 from models.load import load_base, load_minilm, load_tokenizer, resolve
 from sft.tokenizer import END, FRIEND, PERSON, SYSTEM, train_tokenizer
@@ -52,6 +52,9 @@ class PretrainConfig(RunConfig):
     init_from: str | None = field(default=None, metadata={"help": "go on from this base, instead of MiniLM"})
     vocab_size: int = 12_000
     num_layers: int = field(default=6, metadata={"help": "how many of MiniLM's six layers are kept"})
+    opener_share: float = field(
+        default=0.0, metadata={"help": "share of dialogues read as if the friend had opened, where facts allow it"}
+    )
     train_megabytes: float = field(default=60.0, metadata={"help": "text to read, in 1e6 bytes of utterances"})
     block_size: int = 256
     batch_size: int = field(default=16, metadata={"help": "rows of block_size per step"})
@@ -79,6 +82,8 @@ class PretrainConfig(RunConfig):
                 raise ValueError(f"{name}: {sorted(unknown) or 'empty'}; the corpora are {sorted(LOADERS)}")
         if set(self.weights_start) != set(self.weights_end):
             raise ValueError("weights_start and weights_end must name the same corpora; write 0 for one left out")
+        if not 0 <= self.opener_share <= 1:
+            raise ValueError(f"opener_share is {self.opener_share}, not a share")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer is {self.optimizer!r}, not adamw or muon")
 
@@ -223,14 +228,18 @@ def without_leaks(train: dict[str, list[Dialogue]], held_out: list[Dialogue]) ->
     return {name: [d for d in dialogues if same_words(d) not in seen] for name, dialogues in train.items()}
 
 
-def pieces(dialogue: Dialogue, rng: np.random.Generator) -> list[tuple[str, str]]:
+def pieces(dialogue: Dialogue, rng: np.random.Generator, opener_share: float = 0.0) -> list[tuple[str, str]]:
     """(mark, text) of one reading of a dialogue: the sides change at random where the source has no roles; what the
-    person is known by stands in front in half of the readings, always in the sample; the instruction, half as often."""
+    person is known by stands in front in half of the readings, always in the sample; the instruction, half as often.
+    A share of the dialogues that have `opener_readings` is read as one of them, profile in front."""
     fixed = dialogue.source in ("sample", "empathetic")
     if not fixed and rng.random() < 0.5:
         dialogue = swap(dialogue)
+    openers = opener_readings(dialogue) if dialogue.source != "sample" and rng.random() < opener_share else []
+    if openers:
+        dialogue = openers[rng.integers(len(openers))]
     profile = dialogue.profile or derive_profile(dialogue)
-    if dialogue.source != "sample" and rng.random() < 0.5:
+    if dialogue.source != "sample" and not openers and rng.random() < 0.5:
         profile = ()
     instruction = INSTRUCTIONS["friend"] if rng.random() < 0.25 else ""
     system = system_text(instruction, profile)
@@ -260,7 +269,7 @@ def packed_rows(
         name = names[rng.choice(len(names), p=p / p.sum())]
         if not orders[name]:  # every dialogue of a corpus once before any comes again
             orders[name] = list(rng.permutation(len(train[name])))
-        chosen.append(pieces(train[name][orders[name].pop()], rng))
+        chosen.append(pieces(train[name][orders[name].pop()], rng, config.opener_share))
         size += sum(len(text.encode()) for _, text in chosen[-1])
     texts = ["".join(mark + text + END for mark, text in parts) for parts in chosen]
     rows, open_rows = [], []  # rows still open, a few: first fit keeps nearly every token in use
