@@ -27,12 +27,14 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance. `emotion` is one of EMOTIONS or None where the source has none; `act` likewise of ACTS."""
+    """One utterance. `emotion` is one of EMOTIONS or None where the source has none; `act` likewise of ACTS; `rating` is
+    the partner's grade of it, 1 (poor) to 5 (excellent)."""
 
     speaker: str
     text: str
     emotion: str | None = None
     act: str | None = None
+    rating: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Dialogue:
                 refuse(f"turn {i}: emotion is {turn.emotion!r}, not one of {EMOTIONS}")
             if turn.act is not None and turn.act not in ACTS:
                 refuse(f"turn {i}: act is {turn.act!r}, not one of {ACTS}")
+            if turn.rating is not None and turn.rating not in range(1, 6):
+                refuse(f"turn {i}: rating is {turn.rating!r}, not 1 to 5")
             if i and turn.speaker == self.turns[i - 1].speaker:
                 refuse(f"turn {i}: {turn.speaker} speaks twice in a row")
         if not all(isinstance(fact, str) and fact.strip() for fact in self.profile):
@@ -80,13 +84,17 @@ def swap(dialogue: Dialogue) -> Dialogue:
 
 
 def merge_runs(turns: list[Turn]) -> tuple[Turn, ...]:
-    """Joins successive turns of one speaker; the last labelled turn's emotion and act stand for the joined one."""
+    """Joins successive turns of one speaker; the last labelled turn's emotion, act and rating stand for the joined one."""
     merged: list[Turn] = []
     for turn in turns:
         if merged and merged[-1].speaker == turn.speaker:
             last = merged[-1]
             merged[-1] = Turn(
-                turn.speaker, f"{last.text} {turn.text}", turn.emotion or last.emotion, turn.act or last.act
+                turn.speaker,
+                f"{last.text} {turn.text}",
+                turn.emotion or last.emotion,
+                turn.act or last.act,
+                turn.rating or last.rating,
             )
         else:
             merged.append(turn)

@@ -1,4 +1,5 @@
-"""Corpora with a stated licence beside the two main ones, as JSON lines: material for the embedded base model.
+"""Corpora with a stated licence beside the two main ones, as JSON lines: material for the embedded base model, and
+Topical-Chat's emotions and ratings for the reward.
 
 self_dialogue (BSD-3-Clause), topical_chat (CDLA-Sharing-1.0), persuasion_for_good (Apache-2.0) and meena_human
 (CC BY 4.0).
@@ -19,6 +20,20 @@ FILES = {
     "meena_human": {"all": "all"},
 }
 
+#: Topical-Chat's words for what the writer felt; "curious" is surprise, as in GoEmotions' own grouping.
+EMOTIONS = {
+    "Angry": "anger",
+    "Disgusted": "disgust",
+    "Fearful": "fear",
+    "Sad": "sadness",
+    "Happy": "happiness",
+    "Surprised": "surprise",
+    "Curious to dive deeper": "surprise",
+    "Neutral": "neutral",
+}
+#: Its partner's grade of the turn; an empty one is none.
+RATINGS = {"Poor": 1, "Not Good": 2, "Passable": 3, "Good": 4, "Excellent": 5}
+
 
 def hash_split(id: str, held_out: float = 0.02) -> str:
     """train, validation or test by the id alone, so that it depends neither on order nor on the other rows."""
@@ -37,7 +52,12 @@ def load(corpus: str, split: str, root: str | None = None) -> Iterator[Dialogue]
             continue
         person = row["turns"][0]["speaker"]
         turns = [
-            Turn("person" if t["speaker"] == person else "friend", text)
+            Turn(
+                "person" if t["speaker"] == person else "friend",
+                text,
+                EMOTIONS.get(t.get("emotion")),
+                rating=RATINGS.get(t.get("turn_rating")),
+            )
             for t in row["turns"]
             if (text := normalise(t["text"]))
         ]

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from data import emotions
 from models.pair import PairClassifier
 from models.scorer import TEXT_WEIGHTS, Scorer
 
@@ -129,11 +130,7 @@ def load_scorer(name: str | Path, device: str | torch.device = "cpu") -> Scorer:
     saved = Path(path) / "scorer.json"
     settings = json.loads(saved.read_text()) if saved.exists() else None
     if (Path(path) / "adapter_config.json").exists():
-        if settings is None:
-            raise FileNotFoundError(f"{saved} is missing: the adapter alone does not say what its outputs mean")
-        encoder = json.loads((Path(path) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        model = load_classifier(encoder, settings["labels"], settings["preset"])
-        model = PeftModel.from_pretrained(model, path).merge_and_unload()
+        model = load_reward_adapter(path).merge_and_unload()
     else:
         is_pair = AutoConfig.from_pretrained(path).architectures == [PairClassifier.__name__]
         kind = PairClassifier if is_pair else AutoModelForSequenceClassification
@@ -141,23 +138,39 @@ def load_scorer(name: str | Path, device: str | torch.device = "cpu") -> Scorer:
     return Scorer(model.to(device), tokenizer, **(settings or _text_settings(model.config, path)))
 
 
-def load_classifier(name: str, labels: list[str], preset: str) -> PreTrainedModel:
+def load_reward_adapter(path: str, is_trainable: bool = False) -> PeftModel:
+    """A trained reward that is an adapter, on its encoder. FileNotFoundError where scorer.json is missing beside it."""
+    saved = Path(path) / "scorer.json"
+    if not saved.exists():
+        raise FileNotFoundError(f"{saved} is missing: the adapter alone does not say what its outputs mean")
+    settings = json.loads(saved.read_text())
+    model = load_classifier(base_of(path), settings["labels"], settings["preset"], settings["num_members"])
+    return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+
+
+def load_classifier(name: str, labels: list[str], preset: str, num_members: int = 1) -> PreTrainedModel:
     """The encoder `name` with a fresh head for `labels`, in fp32: PairClassifier where a Bert reads two segments.
 
-    Of a classifier its encoder is taken: its head knows other labels, or the same ones in another order.
+    Of a classifier its encoder is taken: its head knows other labels, or the same ones in another order. ValueError for
+    several members on another encoder.
     """
     path = encoder_path(name)
-    saved = AutoConfig.from_pretrained(path)
-    is_pair = preset == "reaction" and saved.model_type == "bert"
+    config = AutoConfig.from_pretrained(path)
+    had_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    is_pair = preset == "reaction" and config.model_type == "bert"
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    if is_pair:
+        config.num_members, config.num_emotions = num_members, len(emotions.LABELS)
+    elif num_members > 1:
+        raise ValueError(f"num_members is {num_members}: only preset reaction on a Bert has heads side by side")
     model = (PairClassifier if is_pair else AutoModelForSequenceClassification).from_pretrained(
         path,
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
+        config=config,
         dtype=torch.float32,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # of the old head
     )
-    if any(name.endswith("ForSequenceClassification") for name in saved.architectures or ()):
+    if had_head:
         for name, module in model.named_modules():
             if name.startswith(("classifier", "score")) and isinstance(module, torch.nn.Linear):
                 module.reset_parameters()

@@ -1,33 +1,49 @@
 """PairClassifier: a Bert that reads two segments together and compares them.
 
-The head sees the mean u of the first segment's states, the mean v of the second's, u * v and |u - v| (Conneau et al.
-2017, InferSent). A linear probe on frozen MiniLM (3,200 rows; 350 true rows of the sample's validation, the better of
+The reaction head sees the mean u of the first segment's states, the mean v of the second's, u * v and |u - v| (Conneau et
+al. 2017, InferSent). A linear probe on frozen MiniLM (3,200 rows; 350 true rows of the sample's validation, the better of
 two penalties each) put a true reply above a swapped one in 72 % of pairs; on one mean over both segments 66 %, on the
 [CLS] pooler 58 %. With the pooler as head, LoRA still predicted one label for all rows after 148 steps.
+
+Members of an ensemble are heads on one encoder, side by side in `classifier`, so that four cost what one does. A second
+head names the emotions of the second segment alone (GoEmotions' 28).
+
+Axes: B rows, T tokens, H the encoder's width, K members, R labels, E emotions.
 """
+
+from dataclasses import dataclass
 
 import torch
 from transformers import BertModel, BertPreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class PairOutput(ModelOutput):
+    """logits_BN with N = K x R, a member's labels next to each other; emotion_logits_BE."""
+
+    logits: torch.Tensor | None = None
+    emotion_logits: torch.Tensor | None = None
 
 
 class PairClassifier(BertPreTrainedModel):
-    """Axes: B rows, T tokens, H the encoder's width. config.num_labels outputs."""
+    """config.num_members x config.num_labels outputs, and config.num_emotions of the second head."""
 
     def __init__(self, config):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.norm = torch.nn.LayerNorm(4 * config.hidden_size, elementwise_affine=False)  # u * v is of another scale
-        self.classifier = torch.nn.Linear(4 * config.hidden_size, config.num_labels)
+        self.classifier = torch.nn.Linear(4 * config.hidden_size, config.num_members * config.num_labels)
+        self.emotions = torch.nn.Linear(config.hidden_size, config.num_emotions)
         self.post_init()
 
-    def forward(self, input_ids, attention_mask, token_type_ids, **unused) -> SequenceClassifierOutput:
-        """logits_BR from input_ids_BT; token_type_ids_BT are 0 on the first segment, 1 on the second."""
+    def forward(self, input_ids, attention_mask, token_type_ids, **unused) -> PairOutput:
+        """From input_ids_BT; token_type_ids_BT are 0 on the first segment, 1 on the second."""
         states_BTH = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
         u_BH = _mean(states_BTH, attention_mask * (1 - token_type_ids))
         v_BH = _mean(states_BTH, attention_mask * token_type_ids)
         features = self.norm(torch.cat([u_BH, v_BH, u_BH * v_BH, (u_BH - v_BH).abs()], dim=-1))
-        return SequenceClassifierOutput(logits=self.classifier(features))
+        return PairOutput(logits=self.classifier(features), emotion_logits=self.emotions(v_BH))
 
 
 def _mean(states_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,10 @@ preset, the longest text in tokens, and the temperature found on validation. Two
     text       labels are emotions of the utterance itself. The score is the weighted sum: positive (joy, surprise)
                less negative (disgust, fear, anger), in [-1, 1]. The original recipe's reward.
 
-Axes: B rows, R labels (reactions).
+Several members (heads on one encoder) make an ensemble, whose score is their mean, the mean less the standard deviation
+("pessimistic") or the minimum (Coste et al. 2023, section 3.2).
+
+Axes: B rows, K members, R labels (reactions), E emotions.
 """
 
 import json
@@ -19,6 +22,7 @@ import torch
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 PRESETS = ("reaction", "text")
+AGGREGATES = ("mean", "pessimistic", "min")
 
 #: Preset `text`: the emotions of plain emotion classifiers, by the names they give them.
 TEXT_WEIGHTS = {
@@ -81,10 +85,14 @@ class Scorer:
     preset: str
     max_length: int
     temperature: float = 1.0
+    num_members: int = 1
+    aggregate: str = "mean"
 
     def __post_init__(self):
         if self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}, not one of {PRESETS}")
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(f"aggregate is {self.aggregate!r}, not one of {AGGREGATES}")
         if not len(self.labels) == len(self.weights) == self.model.config.num_labels:
             raise ValueError(
                 f"{len(self.labels)} labels, {len(self.weights)} weights, {self.model.config.num_labels} outputs: "
@@ -102,20 +110,43 @@ class Scorer:
         is, as if the worst label were certain: nobody can react to nothing, and a policy that may fall silent for an
         average score would learn to. Raises ValueError naming the row and its missing or wrong key.
         """
-        logits_BR, empty_B = self._logits(rows, batch_size)
-        probs_BR = (logits_BR / self.temperature).softmax(-1)
-        weights_R = torch.tensor(self.weights)
-        worst_R = (weights_R == weights_R.min()).float()
-        probs_BR[empty_B] = worst_R / worst_R.sum()
-        value_B = probs_BR @ weights_R
-        return (torch.logit(value_B) if self.preset == "reaction" else value_B), probs_BR
+        probs_BKR = self._probs(rows, batch_size)
+        score_BK = probs_BKR @ torch.tensor(self.weights)
+        if self.preset == "reaction":
+            score_BK = torch.logit(score_BK)
+        score_B = score_BK.min(1).values if self.aggregate == "min" else score_BK.mean(1)
+        if self.aggregate == "pessimistic":
+            score_B = score_B - score_BK.std(1, correction=0)
+        return score_B, probs_BKR.mean(1)
 
     def logits(self, rows: list[dict], batch_size: int = 64) -> torch.Tensor:
-        """logits_BR of the classifier before the temperature, float32 on the CPU."""
-        return self._logits(rows, batch_size)[0]
+        """logits_BKR of the classifier before the temperature, float32 on the CPU."""
+        return self._outputs(rows, batch_size)[0].view(len(rows), self.num_members, len(self.labels))
+
+    def emotions(self, rows: list[dict], batch_size: int = 64) -> torch.Tensor:
+        """probs_BE: of each of GoEmotions' labels, whether the response alone shows it (reward.emotions' order).
+
+        Raises ValueError for a model without that head: a plain emotion classifier, or an encoder that is no Bert.
+        """
+        emotion_logits_BE = self._outputs(rows, batch_size)[1]
+        if emotion_logits_BE is None:
+            raise ValueError("this model has no head for emotions: train it with reward.train on a Bert encoder")
+        return emotion_logits_BE.sigmoid()
+
+    def _probs(self, rows: list[dict], batch_size: int) -> torch.Tensor:
+        """probs_BKR at the fitted temperature; of an empty response, the worst label for certain."""
+        probs_BKR = (self.logits(rows, batch_size) / self.temperature).softmax(-1)
+        alone = encode(self.tokenizer, [{"context": [], "response": ""}, *rows], self.max_length, "text")
+        ids = [row["input_ids"] for row in alone]
+        empty = [not row["response"].strip() or x == ids[0] for row, x in zip(rows, ids[1:], strict=True)]
+        empty_B = torch.tensor(empty, dtype=torch.bool)
+        weights_R = torch.tensor(self.weights)
+        worst_R = (weights_R == weights_R.min()).float()
+        probs_BKR[empty_B] = worst_R / worst_R.sum()
+        return probs_BKR
 
     @torch.inference_mode()
-    def _logits(self, rows: list[dict], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _outputs(self, rows: list[dict], batch_size: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         for i, row in enumerate(rows):
             try:
                 check_row(row)
@@ -123,18 +154,20 @@ class Scorer:
                 raise ValueError(f"row {i}: {error}") from None
         self.model.eval()
         inputs = encode(self.tokenizer, rows, self.max_length, self.preset)
-        nothing = encode(self.tokenizer, [{"context": [], "response": ""}], self.max_length, "text")[0]["input_ids"]
-        alone = encode(self.tokenizer, rows, self.max_length, "text")
-        empty = [not row["response"].strip() or x["input_ids"] == nothing for row, x in zip(rows, alone, strict=True)]
         pad = DataCollatorWithPadding(self.tokenizer)
-        logits_BR = torch.empty(len(rows), len(self.labels))
+        logits_BN = torch.empty(len(rows), self.num_members * len(self.labels))
+        emotion_logits_BE = None
         # Rows of like length share a batch: little is padding.
         order = sorted(range(len(rows)), key=lambda i: len(inputs[i]["input_ids"]), reverse=True)
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
-            batch = pad([inputs[i] for i in chosen]).to(self.model.device)
-            logits_BR[chosen] = self.model(**batch).logits.float().cpu()
-        return logits_BR, torch.tensor(empty, dtype=torch.bool)
+            outputs = self.model(**pad([inputs[i] for i in chosen]).to(self.model.device))
+            logits_BN[chosen] = outputs.logits.float().cpu()
+            if "emotion_logits" in outputs:
+                if emotion_logits_BE is None:
+                    emotion_logits_BE = torch.empty(len(rows), outputs.emotion_logits.shape[1])
+                emotion_logits_BE[chosen] = outputs.emotion_logits.float().cpu()
+        return logits_BN, emotion_logits_BE
 
     def save(self, directory: str | Path) -> None:
         """Writes weights (an adapter's alone, where there is one), tokenizer and scorer.json."""
@@ -144,7 +177,7 @@ class Scorer:
 
     def save_settings(self, directory: str | Path) -> None:
         """Writes scorer.json alone."""
-        names = ("preset", "labels", "weights", "max_length", "temperature")
+        names = ("preset", "labels", "weights", "max_length", "temperature", "num_members", "aggregate")
         settings = {name: self.__dict__[name] for name in names}
         (Path(directory) / "scorer.json").write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -1,55 +1,96 @@
-"""Labelled rows for the reward: {"context", "response", "profile", "label", "kind", "dialogue"[, "pair"]}.
+"""Labelled rows for the reward: what was known and said, an utterance, and how the other one took it.
 
-kind is `true` (as it was said), `swapped` (the reply of another dialogue in its place; for an opener, the opener of
-another profile) or `corrupted` (words shuffled, cut off mid sentence, a phrase repeated). The last two are labelled
-disengaged, and `pair` is the index of the true row that they spoil.
+    {"context", "response", "profile", "label", "disengaged", "kind", "source", "dialogue"[, "emotions"][, "pair"]}
+
+`label` is the other one's emotion, DISENGAGED, or None where nothing is known of it but that they answered. `disengaged`
+is the probability that they had nothing to say, from 0 to 1, or None for a comment without any answer; `emotions` are a
+comment's own. `kind` is `true` (as it was said), `comment`, or one of reward/negatives.py's, whose `pair` is the index of
+the true row that they spoil.
+
+What each source tells:
+    sample, daily   the emotion of the next turn
+    topical_chat    the emotion of the next turn, and the partner's rating of this one (RATED)
+    empathetic      that there was an answer; what the friend says when facts are known (data/profile.py: opener_readings)
+    go_emotions     what 28 emotions look like in a text by itself
 """
 
 import numpy as np
 
-from data import daily, emotions, sample
-from data.dialogue import EMOTIONS, SPLITS, Dialogue
-from reward.emotions import DISENGAGED, GO_EMOTIONS
+from data import daily, emotions, empathetic, extra, sample
+from data.dialogue import SPLITS, Dialogue, swap
+from data.friend import same_words
+from data.profile import opener_readings
+from data.scenes import id_hash
+from reward.emotions import GO_EMOTIONS, RATED
+from reward.negatives import add_negatives
 
-DIALOGUES = {"sample": lambda split, root: sample.load(split), "daily": daily.load}
+DIALOGUES = {
+    "sample": lambda split, root: sample.load(split),
+    "daily": daily.load,
+    "empathetic": empathetic.load,
+    "topical_chat": lambda split, root: extra.load("topical_chat", split, root),
+}
 SOURCES = (*DIALOGUES, "go_emotions")
+FOLDS = ("all", "proxy", "gold")
 CONTEXT_TURNS = 4
 
 
 def load_rows(config, split: str) -> list[dict]:
-    """Rows of one split by a RewardConfig, the same for the same seed. Raises ValueError where there are none."""
+    """Rows of one split by a RewardConfig, the same for the same seed. Raises ValueError where there are none.
+
+    `max_rows` caps a source's true rows of training, `max_eval_samples` those of the other splits.
+    """
+    rng = np.random.default_rng([config.seed, SPLITS.index(split)])
     rows = []
     for source in config.sources:
         if source == "go_emotions":
-            rows += comment_rows(split, config.data_root)
-            continue
-        dialogues = list(DIALOGUES[source](split, config.data_root))
-        if split == "train":  # 310 dialogues of DailyDialog's train repeat a held-out one word for word
-            held_out = {_texts(d) for other in SPLITS[1:] for d in DIALOGUES[source](other, config.data_root)}
-            dialogues = [d for d in dialogues if _texts(d) not in held_out]
-        rows += reaction_rows(dialogues) if config.preset == "reaction" else text_rows(dialogues)
+            found = comment_rows(split, config.data_root, config.preset)
+        else:
+            dialogues = load_dialogues(source, split, config.data_root, config.fold)
+            found = text_rows(dialogues) if config.preset == "text" else reaction_rows(dialogues)
+        most = config.max_rows.get(source) if split == "train" else config.max_eval_samples
+        rows += whole_dialogues(found, most, rng) if most else found
     if not rows:
         raise ValueError(f"split {split!r} of {config.sources} has no labelled rows: check the files it is read from")
-    rng = np.random.default_rng([config.seed, SPLITS.index(split)])
-    if split == "train":
-        rows = at_most_per_label(rows, config.max_per_label or len(rows), rng)
-    elif config.max_eval_samples and len(rows) > config.max_eval_samples:
-        rows = [rows[i] for i in sorted(rng.choice(len(rows), config.max_eval_samples, replace=False))]
-    if config.preset == "reaction":
-        rows += swapped_rows(rows, config.swapped_ratio, rng) + corrupted_rows(rows, config.corrupted_ratio, rng)
-    return rows
+    return add_negatives(rows, config.negatives, rng) if config.preset == "reaction" else rows
+
+
+def whole_dialogues(rows: list[dict], most: int, rng: np.random.Generator) -> list[dict]:
+    """The rows of dialogues drawn at random, order kept, cut at `most`: a row's neighbours are drawn with it."""
+    names = list(dict.fromkeys(row["dialogue"] for row in rows))
+    place = {names[j]: i for i, j in enumerate(rng.permutation(len(names)))}
+    chosen = sorted(range(len(rows)), key=lambda i: (place[rows[i]["dialogue"]], i))[:most]
+    return [rows[i] for i in sorted(chosen)]
+
+
+def load_dialogues(source: str, split: str, root: str | None, fold: str = "all") -> list[Dialogue]:
+    """A source's dialogues; those of train that repeat a held-out one word for word (310 of DailyDialog's) are left out.
+
+    A third of the training dialogues, by the hash of the id, belongs to the gold judge ("gold"), the others to the reward
+    that PPO sees ("proxy"); "all" takes both.
+    """
+    dialogues = list(DIALOGUES[source](split, root))
+    if split != "train":
+        return dialogues
+    held_out = {same_words(d) for other in SPLITS[1:] for d in DIALOGUES[source](other, root)}
+    return [
+        d
+        for d in dialogues
+        if same_words(d) not in held_out and (fold == "all" or (id_hash(d.id) % 3 == 0) == (fold == "gold"))
+    ]
 
 
 def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
-    """A row for every turn that has a next one; the label is the next turn's emotion.
+    """A row for every turn that has an answer, and one for every opener that can be read out of a dialogue.
 
-    The profile is the person's, so it goes with the friend's turns alone. Turns whose successor has no label are left
-    out. A short neutral answer that (nearly) ends the dialogue means that the other one had nothing more to say.
+    The profile is the person's, so it goes with the friend's turns alone. In a source that labels emotions, turns whose
+    answer has none are left out. A short neutral answer that (nearly) ends the dialogue likely had nothing more to say.
     """
     rows = []
     for dialogue in dialogues:
+        is_labelled = any(turn.emotion for turn in dialogue.turns)
         for i, (turn, answer) in enumerate(zip(dialogue.turns, dialogue.turns[1:], strict=False)):
-            if answer.emotion is None:
+            if is_labelled and answer.emotion is None:
                 continue
             remaining = len(dialogue.turns) - (i + 2)
             ends = answer.emotion == "neutral" and len(answer.text.split()) <= 3 and remaining <= 1
@@ -58,85 +99,55 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
                     "context": [before.text for before in dialogue.turns[max(0, i - CONTEXT_TURNS) : i]],
                     "response": turn.text,
                     "profile": list(dialogue.profile) if turn.speaker == "friend" else [],
-                    "label": DISENGAGED if ends else answer.emotion,
+                    "label": answer.emotion,
+                    "disengaged": RATED["ends"] if ends else RATED.get(turn.rating, 0.0),
                     "kind": "true",
+                    "source": dialogue.source,
                     "dialogue": dialogue.id,
                 }
             )
+        if dialogue.source in ("daily", "empathetic"):  # the sample has openers of its own, Topical-Chat has topics
+            sides = [dialogue] if dialogue.source == "empathetic" else [dialogue, swap(dialogue)]
+            rows += [_opener_row(reading) for side in sides for reading in opener_readings(side)]
     return rows
+
+
+def _opener_row(reading: Dialogue) -> dict:
+    answer = reading.turns[1] if len(reading.turns) > 1 else None
+    return {
+        "context": [],
+        "response": reading.turns[0].text,
+        "profile": list(reading.profile),
+        "label": answer.emotion if answer else None,
+        "disengaged": 0.0,
+        "kind": "true",
+        "source": reading.source,
+        "dialogue": reading.id.split("@")[0].rstrip("~"),
+    }
 
 
 def text_rows(dialogues: list[Dialogue]) -> list[dict]:
     """Preset `text`: every labelled turn by itself, with its own emotion."""
-    return [_alone(t.text, t.emotion, d.id) for d in dialogues for t in d.turns if t.emotion is not None]
+    return [_alone(t.text, t.emotion, d.source, d.id) for d in dialogues for t in d.turns if t.emotion is not None]
 
 
-def comment_rows(split: str, root: str | None) -> list[dict]:
-    """GoEmotions' comments whose labels all fall into one of the seven emotions; the others are left out."""
+def comment_rows(split: str, root: str | None, preset: str) -> list[dict]:
+    """GoEmotions' comments. Preset `text`: those whose labels all fall into one of the seven emotions; else all, with
+    their labels among the 28 as `emotions` and no reaction."""
     rows = []
     for number, (text, labels) in enumerate(emotions.load(split, root)):
-        groups = {GO_EMOTIONS[label] for label in labels}
-        if len(groups) == 1 and text:
-            rows.append(_alone(text, groups.pop(), f"go_emotions-{split}-{number}"))
+        row = _alone(text, None, "go_emotions", f"go_emotions-{split}-{number}")
+        if preset == "text":
+            groups = {GO_EMOTIONS[label] for label in labels}
+            if len(groups) == 1 and text:
+                rows.append({**row, "label": groups.pop()})
+        elif text:
+            rows.append({**row, "kind": "comment", "disengaged": None, "emotions": labels})
     return rows
 
 
-def at_most_per_label(rows: list[dict], most: int, rng: np.random.Generator) -> list[dict]:
-    """At most `most` rows of each label, drawn at random, order kept: balance and time in one."""
-    kept = set()
-    for label in (*EMOTIONS, DISENGAGED):
-        with_label = [i for i, row in enumerate(rows) if row["label"] == label]
-        kept.update(with_label if len(with_label) <= most else rng.choice(with_label, most, replace=False).tolist())
-    return [row for i, row in enumerate(rows) if i in kept]
-
-
-def swapped_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
-    """ratio x rows with the response of another dialogue. Openers are swapped for openers and replies for replies, so
-    that the place alone gives nothing away; rows with neither profile nor context fit anything and are left alone."""
-    swapped = []
-    fitting = [i for i, row in enumerate(rows) if row["context"] or row["profile"]]
-    for i in _draw(fitting, ratio, rng):
-        row = rows[i]
-        other = next((rows[j] for j in rng.integers(len(rows), size=100) if _may_replace(rows[j], row)), None)
-        if other:  # else, in a tiny split: no dialogue of this form among a hundred draws
-            swapped.append({**row, "response": other["response"], "label": DISENGAGED, "kind": "swapped", "pair": i})
-    return swapped
-
-
-def corrupted_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
-    """ratio x rows whose response of six words or more no longer reads as English."""
-    corrupted = []
-    long_enough = [i for i, row in enumerate(rows) if len(row["response"].split()) >= 6]
-    for i in _draw(long_enough, ratio, rng):
-        words = rows[i]["response"].split()
-        how = rng.integers(3)
-        if how == 0:
-            words = rng.permutation(words).tolist()
-        elif how == 1:
-            words = words[: rng.integers(2, len(words) - 2)]
-        else:
-            start, length = rng.integers(len(words) - 3), rng.integers(2, 5)
-            phrase = words[start : start + length]
-            words = words[:start] + phrase * int(rng.integers(3, 6)) + words[start + length :]
-        corrupted.append({**rows[i], "response": " ".join(words), "label": DISENGAGED, "kind": "corrupted", "pair": i})
-    return corrupted
-
-
-def _draw(indices: list[int], ratio: float, rng: np.random.Generator) -> list[int]:
-    """round(ratio x n) of the n indices; each once before any comes twice."""
-    count = round(ratio * len(indices))
-    rounds = [rng.permutation(indices) for _ in range(-(-count // max(len(indices), 1)))]
-    return [int(i) for i in np.concatenate(rounds)[:count]] if rounds else []
-
-
-def _may_replace(other: dict, row: dict) -> bool:
-    alike = bool(other["context"]) == bool(row["context"]) and bool(other["profile"]) == bool(row["profile"])
-    return alike and other["dialogue"] != row["dialogue"] and other["response"] != row["response"]
-
-
-def _alone(text: str, label: str, dialogue: str) -> dict:
-    return {"context": [], "response": text, "profile": [], "label": label, "kind": "true", "dialogue": dialogue}
-
-
-def _texts(dialogue: Dialogue) -> tuple[str, ...]:
-    return tuple(turn.text for turn in dialogue.turns)
+def _alone(text: str, label: str | None, source: str, dialogue: str) -> dict:
+    return {
+        "context": [], "response": text, "profile": [], "label": label, "disengaged": 0.0, "kind": "true",
+        "source": source, "dialogue": dialogue,
+    }  # fmt: skip

@@ -3,24 +3,27 @@
     make reward          # python -m reward.train --config experiments/tiny/reward.yaml
 
 Preset `reaction` reads (profile and context, utterance) and predicts the emotion of the next turn, or that there is
-nothing to say to it; its negatives are replies of other dialogues and spoilt replies. Preset `text` predicts the
-emotion of the utterance itself, as the original recipe's reward did. models/scorer.py turns either into one number.
+nothing to say to it; reward/pairs.py says what each source knows of that, reward/negatives.py what had better not be
+said. Preset `text` predicts the emotion of the utterance itself, as the original recipe's reward did. models/scorer.py
+turns either into one number.
 
-LoRA on every linear layer and a fresh head, or all weights (`use_peft: false`). The best checkpoint by macro-F1 on
-validation is kept, and one temperature is fitted there (Guo et al. 2017). What is left out: human ratings of
-engagement, which only judge a reward and never train it.
+LoRA on every linear layer and fresh heads, all weights (`use_peft: false`), or on from an adapter that ships
+(`model_name_or_path: friend-reward`). The best checkpoint on validation is kept, and one temperature is fitted there (Guo
+et al. 2017). What is left out: human ratings of engagement, which only judge a reward and never train it.
+
+Axes: B rows, K members, R labels (reactions), E emotions.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from sklearn.metrics import f1_score
 from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -29,27 +32,41 @@ from transformers import (
     set_seed,
 )
 
-from data.dialogue import SPLITS
+from data import emotions
+from data.dialogue import EMOTIONS, SPLITS
 from experiments.run import Run, RunConfig, finish_run, parse_config, start_run
-from models.load import MINILM_HUB, encoder_path, load_classifier, load_scorer
-from models.scorer import PRESETS, Scorer, encode
-from reward.emotions import labels_and_weights
-from reward.pairs import SOURCES, load_rows
+from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer
+from models.scorer import AGGREGATES, PRESETS, Scorer, encode
+from reward.emotions import DISENGAGED, labels_and_weights
+from reward.negatives import KINDS
+from reward.pairs import FOLDS, SOURCES, load_rows
+
+#: Binary cross-entropy is a mean over 28 mostly absent emotions, a tenth of the reactions' loss: this levels them.
+EMOTION_COEF = 10.0
 
 
 @dataclass
 class RewardConfig(RunConfig):
     """What the reward is made of; names are transformers' and peft's where they exist."""
 
-    model_name_or_path: str = field(default=MINILM_HUB, metadata={"help": "the encoder; MiniLM needs no hub"})
+    model_name_or_path: str = field(
+        default=MINILM_HUB, metadata={"help": "the encoder (MiniLM needs no hub), or a trained reward to go on from"}
+    )
     preset: str = field(default="reaction", metadata={"help": "reaction, or text: the original's"})
-    sources: list[str] = field(default_factory=lambda: ["sample"], metadata={"help": "sample, daily, go_emotions"})
+    sources: list[str] = field(
+        default_factory=lambda: ["sample"], metadata={"help": "sample, daily, empathetic, topical_chat, go_emotions"}
+    )
+    fold: str = field(default="all", metadata={"help": "which training dialogues: all, proxy, or gold (disjoint)"})
     data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
-    swapped_ratio: float = field(default=1.0, metadata={"help": "replies of other dialogues per true row"})
-    corrupted_ratio: float = field(default=0.25, metadata={"help": "spoilt replies per true row"})
-    max_per_label: int = field(default=0, metadata={"help": "true training rows of each label at most; 0: all"})
-    max_eval_samples: int = field(default=0, metadata={"help": "true rows of validation and of test; 0: all"})
+    max_rows: dict[str, int] = field(default_factory=dict, metadata={"help": "source -> true training rows at most"})
+    negatives: dict[str, float] = field(
+        default_factory=lambda: {"swapped": 0.5, "corrupted": 0.15, "unwelcome": 0.15, "spoilt": 0.1},
+        metadata={"help": "kind of negative -> how many per true row"},
+    )
+    max_eval_samples: int = field(default=0, metadata={"help": "true rows of a source in validation, test; 0: all"})
     max_length: int = field(default=96, metadata={"help": "tokens of profile, context and response"})
+    num_members: int = field(default=1, metadata={"help": "heads on the one encoder, each on a bootstrap of the rows"})
+    aggregate: str = field(default="mean", metadata={"help": "score of several members: mean, pessimistic or min"})
     use_peft: bool = True
     lora_r: int = 16
     lora_alpha: int = 32
@@ -59,20 +76,23 @@ class RewardConfig(RunConfig):
     warmup_ratio: float = 0.06
     num_train_epochs: float = 3.0
     per_device_train_batch_size: int = 32
-    label_smoothing_factor: float = 0.0
-    class_weight_power: float = field(default=0.5, metadata={"help": "loss weight of a label: its share to minus this"})
     eval_steps: float = field(default=0.2, metadata={"help": "validate and save so often; below 1: a share of the run"})
     bf16: bool = False
     seed: int = 1
 
     def __post_init__(self):
         super().__post_init__()
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}, not one of {PRESETS}")
+        for name, values in (("preset", PRESETS), ("fold", FOLDS), ("aggregate", AGGREGATES)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {values}")
         if not self.sources or set(self.sources) - set(SOURCES):
             raise ValueError(f"sources are {self.sources}: give one or more of {SOURCES}")
-        if self.preset == "reaction" and "go_emotions" in self.sources:
-            raise ValueError("go_emotions has comments without answers: use it with preset: text")
+        if unknown := set(self.max_rows) - set(self.sources):
+            raise ValueError(f"max_rows names {sorted(unknown)[0]!r}, which is not among the sources {self.sources}")
+        if unknown := set(self.negatives) - set(KINDS):
+            raise ValueError(f"negatives name {sorted(unknown)[0]!r}; the kinds are {tuple(KINDS)}")
+        if self.num_members < 1:
+            raise ValueError(f"num_members is {self.num_members}, but a reward has one at least")
 
 
 def main(config: RewardConfig) -> None:
@@ -82,7 +102,10 @@ def main(config: RewardConfig) -> None:
     labels, weights = labels_and_weights(config.preset)
 
     model, tokenizer = make_model(config, labels)
-    scorer = Scorer(model, tokenizer, labels, weights, config.preset, config.max_length)
+    scorer = Scorer(
+        model, tokenizer, labels, weights, config.preset, config.max_length,
+        num_members=config.num_members, aggregate=config.aggregate,
+    )  # fmt: skip
     trainer = make_trainer(config, run, scorer, rows)
     before = {f"before/{split}/{k}": v for split in SPLITS[1:] for k, v in evaluate(scorer, rows[split]).items()}
 
@@ -97,7 +120,7 @@ def main(config: RewardConfig) -> None:
 
     # From disk: what the next stage will load, without training's autocast.
     scorer = load_scorer(run.dir, trainer.args.device)
-    scorer.temperature = fit_temperature(scorer.logits(rows["validation"]), targets(rows["validation"], labels))
+    scorer.temperature = fit_temperature(scorer.logits(rows["validation"]), *targets(rows["validation"]))
     after = {f"{split}/{k}": v for split in SPLITS[1:] for k, v in evaluate(scorer, rows[split]).items()}
     run.log(after, step=trainer.state.global_step)
     if run.is_main:
@@ -107,64 +130,84 @@ def main(config: RewardConfig) -> None:
 
 
 def make_model(config: RewardConfig, labels: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder with a fresh head, under LoRA if asked for, and its tokenizer."""
-    model = load_classifier(config.model_name_or_path, labels, config.preset)
+    """The encoder with fresh heads, under LoRA if asked for, or a trained adapter as it is; and its tokenizer."""
+    path = encoder_path(config.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if (Path(path) / "adapter_config.json").exists():
+        model = load_reward_adapter(path, is_trainable=True)
+        if [model.config.id2label[i] for i in range(model.config.num_labels)] != labels:
+            raise ValueError(f"model_name_or_path {config.model_name_or_path!r} knows other labels than {labels}")
+        if model.config.num_members != config.num_members:
+            raise ValueError(f"num_members is {config.num_members}, but {path} has {model.config.num_members}")
+        return model, tokenizer
+    model = load_classifier(config.model_name_or_path, labels, config.preset, config.num_members)
     if config.use_peft:
         # SEQ_CLS trains the head in full and saves it with the adapter.
+        heads = "classifier|score|emotions"
         lora = LoraConfig(
             task_type="SEQ_CLS",
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules="all-linear",
-            exclude_modules=r"(.*\.)?(classifier|score)(\..*)?",
+            exclude_modules=rf"(.*\.)?({heads})(\..*)?",
+            modules_to_save=["emotions"] if hasattr(model, "emotions") else None,
         )
         model = get_peft_model(model, lora)
         # The adapter names its encoder as the recipe does, not by the place where this machine keeps it.
         model.peft_config["default"].base_model_name_or_path = config.model_name_or_path
-    return model, AutoTokenizer.from_pretrained(encoder_path(config.model_name_or_path))
+    return model, tokenizer
 
 
 def evaluate(scorer: Scorer, rows: list[dict]) -> dict[str, float]:
-    """macro_f1 over the labels that occur, accuracy and nll of all rows; macro_f1_true of the true rows alone; and how
-    often a true reply scores above the reply of another dialogue, or above itself spoilt, in its place."""
-    score_B, probs_BR = scorer.score(rows)
-    target_B = targets(rows, scorer.labels)
+    """Of the rows whose reaction is known: macro_f1 over the labels that occur, the same of the true rows alone
+    (macro_f1_true), accuracy, and nll, the training loss. true_above_<kind>: how often a true reply scores above one
+    of that kind in its place; true_above: their mean."""
+    rows_known = [row for row in rows if row["disengaged"] is not None]
+    logits_BKR = scorer.logits(rows_known)
+    score_B, probs_BR = scorer.score(rows_known)
+    emotion_B, disengaged_B = targets(rows_known)
+    target_B = torch.where(disengaged_B > 0.5, len(EMOTIONS), emotion_B)
     guess_B = probs_BR.argmax(-1)
-    true = [i for i, row in enumerate(rows) if row["kind"] == "true"]
+    known = [i for i, target in enumerate(target_B.tolist()) if target >= 0]
+    true = [i for i in known if rows_known[i]["kind"] == "true"]
     metrics = {
-        "macro_f1": macro_f1(target_B, guess_B),
+        "macro_f1": macro_f1(target_B[known], guess_B[known]),
         "macro_f1_true": macro_f1(target_B[true], guess_B[true]),
-        "accuracy": (guess_B == target_B).float().mean().item(),
-        "nll": -probs_BR.gather(1, target_B[:, None]).clamp_min(1e-12).log().mean().item(),
+        "accuracy": (guess_B == target_B)[known].float().mean().item(),
+        "nll": reaction_loss(logits_BKR / scorer.temperature, emotion_B, disengaged_B).mean().item(),
     }
-    for kind in ("swapped", "corrupted"):
-        spoilt = [i for i, row in enumerate(rows) if row["kind"] == kind]
+    place = {id(row): i for i, row in enumerate(rows_known)}
+    for kind in KINDS:
+        spoilt = [i for i, row in enumerate(rows_known) if row["kind"] == kind]
         if spoilt:
-            higher = score_B[[rows[i]["pair"] for i in spoilt]] > score_B[spoilt]
-            metrics[f"true_above_{kind}"] = higher.float().mean().item()
-    return metrics
+            true = [place[id(rows[rows_known[i]["pair"]])] for i in spoilt]
+            metrics[f"true_above_{kind}"] = (score_B[true] > score_B[spoilt]).float().mean().item()
+    above = [value for name, value in metrics.items() if name.startswith("true_above")]
+    return {**metrics, "true_above": sum(above) / len(above)} if above else metrics
 
 
 def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str, list[dict]]) -> Trainer:
-    """transformers' Trainer: rows of like length share a batch, the best checkpoint by macro-F1 is the one kept."""
+    """transformers' Trainer: rows of like length share a batch, the checkpoint of the lowest validation loss is kept."""
+    generator = torch.Generator().manual_seed(config.seed)
     dataset = {}
     for split in ("train", "validation"):
         inputs = encode(scorer.tokenizer, rows[split], config.max_length, config.preset)
-        target_B = targets(rows[split], scorer.labels).tolist()
-        dataset[split] = [{**x, "labels": target} for x, target in zip(inputs, target_B, strict=True)]
-    target_B = targets(rows["train"], scorer.labels)
-    share_R = torch.bincount(target_B, minlength=len(scorer.labels)).clamp_min(1) / len(target_B)
-    weight_R = share_R**-config.class_weight_power
-    weight_R = weight_R / (weight_R * share_R).sum()  # 1 on average, so that the learning rate means the same
+        emotion_B, disengaged_B = targets(rows[split])
+        weight_BK = torch.ones(len(inputs), config.num_members)
+        if config.num_members > 1 and split == "train":  # a bootstrap of its own for each member (Oza & Russell 2001)
+            weight_BK = torch.poisson(weight_BK, generator=generator)
+        labels_BL = torch.cat([emotion_B[:, None], disengaged_B[:, None], weight_BK, emotion_targets(rows[split])], 1)
+        dataset[split] = [{**x, "labels": row} for x, row in zip(inputs, labels_BL.tolist(), strict=True)]
 
     def loss(outputs, labels, num_items_in_batch=None):
-        return torch.nn.functional.cross_entropy(
-            outputs.logits.float(), labels, weight_R.to(labels.device), label_smoothing=config.label_smoothing_factor
-        )
-
-    def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return {"macro_f1": macro_f1(prediction.label_ids, prediction.predictions.argmax(-1))}
+        K = config.num_members
+        logits_BKR = outputs.logits.float().view(len(labels), K, -1)
+        weight_BK = labels[:, 2 : 2 + K]
+        reaction = (reaction_loss(logits_BKR, labels[:, 0].long(), labels[:, 1]) * weight_BK).mean()
+        if "emotion_logits" not in outputs:
+            return reaction
+        return reaction + EMOTION_COEF * emotion_loss(outputs.emotion_logits.float(), labels[:, 2 + K :])
 
     arguments = TrainingArguments(
         output_dir=str(run.dir),
@@ -183,11 +226,12 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         save_steps=config.eval_steps,
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="macro_f1",
+        metric_for_best_model="loss",
         logging_steps=10,
         logging_nan_inf_filter=False,
         report_to="none",
         label_names=["labels"],  # found from forward() otherwise, and PairClassifier leaves the loss to us
+        prediction_loss_only=True,
         seed=config.seed,
         data_seed=config.seed,
     )
@@ -198,9 +242,32 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         compute_loss_func=loss,
-        compute_metrics=metrics,
         callbacks=[LogToRun(run)],
     )
+
+
+def reaction_loss(logits_BKR: torch.Tensor, emotion_B: torch.Tensor, disengaged_B: torch.Tensor) -> torch.Tensor:
+    """loss_BK in nats: cross-entropy with what is known of the reaction.
+
+    With d the probability that the other one was disengaged, -d log p(disengaged) - (1 - d) log p(engaged), and where
+    the emotion is known too (emotion_B >= 0), -(1 - d) log p(emotion | engaged). Rows whose disengaged_B is NaN know
+    nothing and give 0. Labels without disengaged (preset text) leave the plain cross-entropy.
+    """
+    logp_BKR = logits_BKR.log_softmax(-1)
+    engaged_BK = logp_BKR[..., : len(EMOTIONS)].logsumexp(-1)
+    disengaged_BK = logp_BKR[..., len(EMOTIONS) :].sum(-1)  # one label or none
+    d_B1 = disengaged_B.nan_to_num(0.0)[:, None]
+    index_BK1 = emotion_B.clamp_min(0)[:, None, None].expand(-1, logits_BKR.shape[1], 1)
+    given_BK = logp_BKR.gather(-1, index_BK1).squeeze(-1) - engaged_BK
+    loss_BK = -(d_B1 * disengaged_BK + (1 - d_B1) * (engaged_BK + given_BK * (emotion_B >= 0)[:, None]))
+    return torch.where(disengaged_B.isnan()[:, None], torch.zeros_like(loss_BK), loss_BK)
+
+
+def emotion_loss(emotion_logits_BE: torch.Tensor, present_BE: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of the comments' emotions, mean over B and E; rows of -1 have none and give 0."""
+    known_BE = present_BE >= 0
+    loss_BE = F.binary_cross_entropy_with_logits(emotion_logits_BE, present_BE.clamp_min(0), reduction="none")
+    return (loss_BE * known_BE).mean()
 
 
 class LogToRun(TrainerCallback):
@@ -221,9 +288,22 @@ def last_checkpoint(directory: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def targets(rows: list[dict], labels: list[str]) -> torch.Tensor:
-    """target_B: each row's label as an index."""
-    return torch.tensor([labels.index(row["label"]) for row in rows])
+def targets(rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """emotion_B: the index of the other one's emotion, -1 where it is unknown; disengaged_B: the probability that they
+    were, NaN where nothing is known."""
+    emotion = [EMOTIONS.index(row["label"]) if row["label"] not in (None, DISENGAGED) else -1 for row in rows]
+    disengaged = [float("nan") if row["disengaged"] is None else row["disengaged"] for row in rows]
+    return torch.tensor(emotion), torch.tensor(disengaged)
+
+
+def emotion_targets(rows: list[dict]) -> torch.Tensor:
+    """present_BE: 1 or 0 for each of GoEmotions' labels, -1 throughout for a row that is no comment."""
+    present_BE = torch.full((len(rows), len(emotions.LABELS)), -1.0)
+    for i, row in enumerate(rows):
+        if "emotions" in row:
+            present_BE[i] = 0.0
+            present_BE[i, [emotions.LABELS.index(label) for label in row["emotions"]]] = 1.0
+    return present_BE
 
 
 def macro_f1(target_B, guess_B) -> float:
@@ -232,10 +312,10 @@ def macro_f1(target_B, guess_B) -> float:
     return float(f1_score(target_B, guess_B, labels=occurring, average="macro", zero_division=0))
 
 
-def fit_temperature(logits_BR: torch.Tensor, target_B: torch.Tensor) -> float:
-    """The temperature in [0.1, 10], to 1 %, at which the negative log-likelihood is least."""
+def fit_temperature(logits_BKR: torch.Tensor, emotion_B: torch.Tensor, disengaged_B: torch.Tensor) -> float:
+    """The temperature in [0.1, 10], to 1 %, at which the loss is least."""
     grid = torch.logspace(-1, 1, 461).tolist()
-    return min(grid, key=lambda t: torch.nn.functional.cross_entropy(logits_BR / t, target_B).item())
+    return min(grid, key=lambda t: reaction_loss(logits_BKR / t, emotion_B, disengaged_B).mean().item())
 
 
 def report(before: dict[str, float], after: dict[str, float]) -> None:

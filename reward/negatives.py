@@ -1,0 +1,178 @@
+"""What a friend had better not have said: negatives of true rows, by kind.
+
+    swapped     the reply of another dialogue; for an opener, the opener of another profile
+    nearest     the reply of one of the 50 contexts nearest to this one (frozen MiniLM): the same topic, another moment
+    moment      another turn of the same dialogue, of the same speaker
+    corrupted   words shuffled, cut off amid the sentence, or a phrase repeated
+    unwelcome   a line of reward/unwelcome.jsonl (manipulation, flattery, intrusion, coldness, boilerplate, dullness) in
+                the reply's place, or added to it
+    spoilt      shouted, flooded with emoji, or turned into an interrogation
+
+Each is labelled DISENGAGED with a probability of its own: a wrong moment may pass for a right one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.source import read_jsonl
+from models.embed import embed
+from reward.emotions import DISENGAGED
+
+UNWELCOME = Path(__file__).parent / "unwelcome.jsonl"
+#: kind -> probability that the other one has nothing to say.
+KINDS = {"swapped": 1.0, "nearest": 0.9, "moment": 0.7, "corrupted": 0.95, "unwelcome": 0.95, "spoilt": 0.9}
+NEAREST = 50
+EMOJI = "😀 😂 🎉 ❤️ 🔥 ✨ 🥳 😍 🙌 💯 🌟 😎 💕 🤩 👏 🌈 🍀 😘 🚀 💖".split()
+
+
+def add_negatives(rows: list[dict], ratios: dict[str, float], rng: np.random.Generator) -> list[dict]:
+    """rows, and after them round(ratio x candidates) negatives of each kind in `ratios`."""
+    made = []
+    for kind, ratio in sorted(ratios.items()):
+        made += _MAKERS[kind](rows, ratio, rng)
+    return rows + made
+
+
+def swapped_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """Openers are swapped for openers and replies for replies of the same source, so that neither the place nor the
+    style gives anything away; rows with neither profile nor context fit anything and are left alone."""
+    alike = _groups(rows, lambda row: (row["source"], bool(row["context"]), bool(row["profile"])))
+    made = []
+    for i in _draw(_placed(rows), ratio, rng):
+        group = alike[rows[i]["source"], bool(rows[i]["context"]), bool(rows[i]["profile"])]
+        others = (rows[group[j]] for j in rng.integers(len(group), size=100))
+        other = next((o for o in others if _differs(o, rows[i])), None)
+        if other:  # else, in a tiny split: no dialogue of this form among a hundred draws
+            made.append(_spoil(rows[i], i, "swapped", other["response"]))
+    return made
+
+
+def nearest_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """As swapped, from the 50 nearest by what stands right before the reply: the last turn, or the profile."""
+    made = []
+    chosen = set(_draw(_placed(rows), min(ratio, 1.0), rng))
+    groups = _groups(rows, lambda row: (row["source"], bool(row["context"])))
+    for _, group in sorted(groups.items()):
+        drawn = [i for i in group if i in chosen]
+        if not drawn:
+            continue
+        embeddings_BH = embed([_before(rows[i]) for i in drawn])
+        for start in range(0, len(drawn), 512):
+            near_BN = (embeddings_BH[start : start + 512] @ embeddings_BH.T).topk(min(NEAREST + 1, len(drawn))).indices
+            for i, near in zip(drawn[start : start + 512], near_BN.tolist(), strict=True):
+                others = [rows[drawn[j]] for j in near if _differs(rows[drawn[j]], rows[i])]
+                if others:
+                    made.append(_spoil(rows[i], i, "nearest", others[rng.integers(len(others))]["response"]))
+    return made
+
+
+def moment_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """Another turn of the same dialogue, an even number of turns away, so that it is the same speaker's."""
+    by_dialogue = _groups(rows, lambda row: row["dialogue"] if row["context"] else None)
+    made = []
+    for i in _draw([i for i in _placed(rows) if rows[i]["context"]], ratio, rng):
+        group = by_dialogue[rows[i]["dialogue"]]
+        said = {rows[i]["response"], *rows[i]["context"]}
+        others = [j for j in group if (j - i) % 2 == 0 and rows[j]["response"] not in said]
+        if others:
+            made.append(_spoil(rows[i], i, "moment", rows[others[rng.integers(len(others))]]["response"]))
+    return made
+
+
+def corrupted_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """Responses of six words or more that no longer read as English."""
+    made = []
+    for i in _draw(_sentences(rows), ratio, rng):
+        words = rows[i]["response"].split()
+        how = rng.integers(3)
+        if how == 0:
+            words = rng.permutation(words).tolist()
+        elif how == 1:
+            words = words[: rng.integers(2, len(words) - 2)]
+        else:
+            start, length = rng.integers(len(words) - 3), rng.integers(1, 5)
+            phrase = words[start : start + length]
+            words = words[:start] + phrase * int(rng.integers(3, 6)) + words[start + length :]
+        made.append(_spoil(rows[i], i, "corrupted", " ".join(words)))
+    return made
+
+
+def unwelcome_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """A line of the file in place of the response, or, for every second one that is not merely dull, beside it."""
+    lines = list(read_jsonl(UNWELCOME))
+    made = []
+    for i in _draw(_true(rows), ratio, rng):
+        line = lines[rng.integers(len(lines))]
+        text, response = line["text"], rows[i]["response"]
+        if line["kind"] not in ("generic", "cold") and rng.random() < 0.5:
+            text = f"{text} {response}" if rng.random() < 0.5 else f"{response} {text}"
+        made.append(_spoil(rows[i], i, "unwelcome", text))
+    return made
+
+
+def spoilt_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """The response in capitals with exclamation marks, with four or more emoji, or with three more questions."""
+    questions = [row["response"] for row in rows if row["response"].endswith("?") and len(row["response"]) < 60]
+    made = []
+    for i in _draw(_true(rows), ratio, rng):
+        response, how = rows[i]["response"], rng.integers(3 if questions else 2)
+        if how == 0 and sum(c.islower() for c in response) > 8:
+            response = response.upper().rstrip(".!?") + "!" * int(rng.integers(0, 6))
+        elif how <= 1:
+            words = response.split()
+            for _ in range(int(rng.integers(4, 12))):
+                at = len(words) if rng.random() < 0.6 else int(rng.integers(len(words) + 1))
+                words.insert(at, EMOJI[rng.integers(len(EMOJI))])
+            response = " ".join(words)
+        else:
+            more = [questions[j] for j in rng.integers(len(questions), size=3)]
+            response = " ".join([response, *more])
+        made.append(_spoil(rows[i], i, "spoilt", response))
+    return made
+
+
+_MAKERS = {
+    "swapped": swapped_rows, "nearest": nearest_rows, "moment": moment_rows, "corrupted": corrupted_rows,
+    "unwelcome": unwelcome_rows, "spoilt": spoilt_rows,
+}  # fmt: skip
+
+
+def _spoil(row: dict, index: int, kind: str, response: str) -> dict:
+    return {
+        **row, "response": response, "label": DISENGAGED, "disengaged": KINDS[kind], "kind": kind, "pair": index
+    }  # fmt: skip
+
+
+def _true(rows: list[dict]) -> list[int]:
+    return [i for i, row in enumerate(rows) if row["kind"] == "true"]
+
+
+def _placed(rows: list[dict]) -> list[int]:
+    return [i for i in _true(rows) if rows[i]["context"] or rows[i]["profile"]]
+
+
+def _sentences(rows: list[dict]) -> list[int]:
+    return [i for i in _true(rows) if len(rows[i]["response"].split()) >= 6]
+
+
+def _before(row: dict) -> str:
+    return row["context"][-1] if row["context"] else "; ".join(row["profile"])
+
+
+def _groups(rows: list[dict], key) -> dict:
+    groups = {}
+    for i in _true(rows):
+        groups.setdefault(key(rows[i]), []).append(i)
+    return groups
+
+
+def _draw(indices: list[int], ratio: float, rng: np.random.Generator) -> list[int]:
+    """round(ratio x n) of the n indices; each once before any comes twice."""
+    count = round(ratio * len(indices))
+    rounds = [rng.permutation(indices) for _ in range(-(-count // max(len(indices), 1)))]
+    return [int(i) for i in np.concatenate(rounds)[:count]] if rounds else []
+
+
+def _differs(other: dict, row: dict) -> bool:
+    return other["dialogue"] != row["dialogue"] and other["response"] != row["response"]
