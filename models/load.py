@@ -18,13 +18,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from data import emotions
-from models.pair import PairClassifier
+from models.pair import ARCHITECTURES
 from models.scorer import TEXT_WEIGHTS, Scorer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+
+PAIR_NAMES = {kind.__name__ for kind in ARCHITECTURES.values()}
 
 
 def resolve(name: str) -> str:
@@ -132,8 +133,8 @@ def load_scorer(name: str | Path, device: str | torch.device = "cpu") -> Scorer:
     if (Path(path) / "adapter_config.json").exists():
         model = load_reward_adapter(path).merge_and_unload()
     else:
-        is_pair = AutoConfig.from_pretrained(path).architectures == [PairClassifier.__name__]
-        kind = PairClassifier if is_pair else AutoModelForSequenceClassification
+        is_pair = settings is not None and AutoConfig.from_pretrained(path).architectures[0] in PAIR_NAMES
+        kind = ARCHITECTURES[settings["architecture"]] if is_pair else AutoModelForSequenceClassification
         model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     return Scorer(model.to(device), tokenizer, **(settings or _text_settings(model.config, path)))
 
@@ -144,15 +145,19 @@ def load_reward_adapter(path: str, is_trainable: bool = False) -> PeftModel:
     if not saved.exists():
         raise FileNotFoundError(f"{saved} is missing: the adapter alone does not say what its outputs mean")
     settings = json.loads(saved.read_text())
-    model = load_classifier(base_of(path), settings["labels"], settings["preset"], settings["num_members"])
+    model = load_classifier(
+        base_of(path), settings["labels"], settings["preset"], settings["num_members"], settings["architecture"]
+    )
     return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
 
 
-def load_classifier(name: str, labels: list[str], preset: str, num_members: int = 1) -> PreTrainedModel:
-    """The encoder `name` with a fresh head for `labels`, in fp32: PairClassifier where a Bert reads two segments.
+def load_classifier(
+    name: str, labels: list[str], preset: str, num_members: int = 1, architecture: str = "cross_encoder"
+) -> PreTrainedModel:
+    """The encoder `name` with a fresh head for `labels`, in fp32; where a Bert reads two segments, of ARCHITECTURES.
 
     Of a classifier its encoder is taken: its head knows other labels, or the same ones in another order. ValueError for
-    several members on another encoder.
+    several members, or segments read apart, on another encoder.
     """
     path = encoder_path(name)
     config = AutoConfig.from_pretrained(path)
@@ -160,10 +165,13 @@ def load_classifier(name: str, labels: list[str], preset: str, num_members: int 
     is_pair = preset == "reaction" and config.model_type == "bert"
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     if is_pair:
-        config.num_members, config.num_emotions = num_members, len(emotions.LABELS)
-    elif num_members > 1:
-        raise ValueError(f"num_members is {num_members}: only preset reaction on a Bert has heads side by side")
-    model = (PairClassifier if is_pair else AutoModelForSequenceClassification).from_pretrained(
+        config.num_members = num_members
+    elif num_members > 1 or architecture != "cross_encoder":
+        raise ValueError(
+            f"num_members is {num_members}, architecture {architecture!r}: only preset reaction on a Bert has heads side "
+            "by side and segments read apart"
+        )
+    model = (ARCHITECTURES[architecture] if is_pair else AutoModelForSequenceClassification).from_pretrained(
         path,
         config=config,
         dtype=torch.float32,

@@ -87,6 +87,7 @@ class Scorer:
     temperature: float = 1.0
     num_members: int = 1
     aggregate: str = "mean"
+    architecture: str = "cross_encoder"
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -177,7 +178,7 @@ class Scorer:
 
     def save_settings(self, directory: str | Path) -> None:
         """Writes scorer.json alone."""
-        names = ("preset", "labels", "weights", "max_length", "temperature", "num_members", "aggregate")
+        names = ("preset", "labels", "weights", "max_length", "temperature", "num_members", "aggregate", "architecture")
         settings = {name: self.__dict__[name] for name in names}
         (Path(directory) / "scorer.json").write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -100,7 +100,7 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
                     "response": turn.text,
                     "profile": list(dialogue.profile) if turn.speaker == "friend" else [],
                     "label": answer.emotion,
-                    "disengaged": RATED["ends"] if ends else RATED.get(turn.rating, 0.0),
+                    "disengaged": RATED[turn.rating] if turn.rating else RATED["ends"] if ends else 0.0,
                     "kind": "true",
                     "source": dialogue.source,
                     "dialogue": dialogue.id,

@@ -34,8 +34,10 @@ from transformers import (
 
 from data import emotions
 from data.dialogue import EMOTIONS, SPLITS
+from data.order import EpochOrder
 from experiments.run import Run, RunConfig, finish_run, parse_config, start_run
 from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer
+from models.pair import ARCHITECTURES
 from models.scorer import AGGREGATES, PRESETS, Scorer, encode
 from reward.emotions import DISENGAGED, labels_and_weights
 from reward.negatives import KINDS
@@ -65,6 +67,9 @@ class RewardConfig(RunConfig):
     )
     max_eval_samples: int = field(default=0, metadata={"help": "true rows of a source in validation, test; 0: all"})
     max_length: int = field(default=96, metadata={"help": "tokens of profile, context and response"})
+    architecture: str = field(
+        default="cross_encoder", metadata={"help": "cross_encoder, or bi_encoder: context and reply read apart"}
+    )
     num_members: int = field(default=1, metadata={"help": "heads on the one encoder, each on a bootstrap of the rows"})
     aggregate: str = field(default="mean", metadata={"help": "score of several members: mean, pessimistic or min"})
     use_peft: bool = True
@@ -82,7 +87,12 @@ class RewardConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, values in (("preset", PRESETS), ("fold", FOLDS), ("aggregate", AGGREGATES)):
+        for name, values in (
+            ("preset", PRESETS),
+            ("fold", FOLDS),
+            ("aggregate", AGGREGATES),
+            ("architecture", tuple(ARCHITECTURES)),
+        ):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {values}")
         if not self.sources or set(self.sources) - set(SOURCES):
@@ -104,7 +114,7 @@ def main(config: RewardConfig) -> None:
     model, tokenizer = make_model(config, labels)
     scorer = Scorer(
         model, tokenizer, labels, weights, config.preset, config.max_length,
-        num_members=config.num_members, aggregate=config.aggregate,
+        num_members=config.num_members, aggregate=config.aggregate, architecture=config.architecture,
     )  # fmt: skip
     trainer = make_trainer(config, run, scorer, rows)
     before = {f"before/{split}/{k}": v for split in SPLITS[1:] for k, v in evaluate(scorer, rows[split]).items()}
@@ -137,10 +147,12 @@ def make_model(config: RewardConfig, labels: list[str]) -> tuple[PreTrainedModel
         model = load_reward_adapter(path, is_trainable=True)
         if [model.config.id2label[i] for i in range(model.config.num_labels)] != labels:
             raise ValueError(f"model_name_or_path {config.model_name_or_path!r} knows other labels than {labels}")
+        if type(model.get_base_model()) is not ARCHITECTURES[config.architecture]:
+            raise ValueError(f"architecture is {config.architecture!r}, but {path} is another")
         if model.config.num_members != config.num_members:
             raise ValueError(f"num_members is {config.num_members}, but {path} has {model.config.num_members}")
         return model, tokenizer
-    model = load_classifier(config.model_name_or_path, labels, config.preset, config.num_members)
+    model = load_classifier(config.model_name_or_path, labels, config.preset, config.num_members, config.architecture)
     if config.use_peft:
         # SEQ_CLS trains the head in full and saves it with the adapter.
         heads = "classifier|score|emotions"
@@ -217,7 +229,6 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         num_train_epochs=config.num_train_epochs,
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=64,
-        train_sampling_strategy="group_by_length",
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),  # else transformers refuses bf16
         eval_strategy="steps",
@@ -233,9 +244,8 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         label_names=["labels"],  # found from forward() otherwise, and PairClassifier leaves the loss to us
         prediction_loss_only=True,
         seed=config.seed,
-        data_seed=config.seed,
     )
-    return Trainer(
+    return RewardTrainer(
         model=scorer.model,
         args=arguments,
         data_collator=DataCollatorWithPadding(scorer.tokenizer),
@@ -268,6 +278,14 @@ def emotion_loss(emotion_logits_BE: torch.Tensor, present_BE: torch.Tensor) -> t
     known_BE = present_BE >= 0
     loss_BE = F.binary_cross_entropy_with_logits(emotion_logits_BE, present_BE.clamp_min(0), reduction="none")
     return (loss_BE * known_BE).mean()
+
+
+class RewardTrainer(Trainer):
+    """A Trainer whose order of rows survives a resume."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(x["input_ids"]) for x in self.train_dataset]
+        return EpochOrder(lengths, self.args.train_batch_size, self.args.seed)
 
 
 class LogToRun(TrainerCallback):

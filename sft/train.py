@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
 from data.friend import mixture
+from data.order import EpochOrder
 from data.scenes import prompt_messages, scenes_of
 from experiments.run import Run, RunConfig, finish_run, parse_config, start_run
 from models.load import load_base, load_tokenizer, name_base, resolve
@@ -155,7 +156,6 @@ def configure(args: SFTConfig, directory: Path) -> None:
     args.eval_strategy = args.save_strategy = "steps"
     args.eval_steps = args.save_steps = args.eval_steps or 100
     args.include_num_input_tokens_seen = "non_padding"
-    args.train_sampling_strategy = "group_by_length"
     args.remove_unused_columns = True
 
 
@@ -171,9 +171,14 @@ def next_token_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> t
 
 
 class FriendTrainer(SFTTrainer):
-    """SFTTrainer with an exact evaluation and a stop at the first loss that is not a number."""
+    """SFTTrainer with an exact evaluation, an order of rows that survives a resume, and a stop at the first loss that is
+    not a number."""
 
     run = None
+
+    def _get_train_sampler(self, train_dataset=None):
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        return EpochOrder(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -20,11 +20,12 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 from data import emotions, sample
 from data.dialogue import EMOTIONS, SPLITS, Dialogue, Turn, to_json
 from models.load import load_scorer
-from models.pair import PairClassifier
+from models.pair import NUM_EMOTIONS, BiEncoder, PairClassifier
 from models.scorer import TEXT_WEIGHTS, Scorer, check_row, encode
 from reward import score, train
-from reward.emotions import DISENGAGED, GO_EMOTIONS, REACTION_WEIGHTS, REACTIONS, labels_and_weights
-from reward.pairs import corrupted_rows, load_rows, reaction_rows, swapped_rows
+from reward.emotions import DISENGAGED, GO_EMOTIONS, RATED, REACTION_WEIGHTS, REACTIONS, labels_and_weights
+from reward.negatives import corrupted_rows, moment_rows, nearest_rows, spoilt_rows, swapped_rows, unwelcome_rows
+from reward.pairs import load_dialogues, load_rows, reaction_rows
 
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 ROWS = [
@@ -59,12 +60,14 @@ def bert_config(tokenizer, **extra):
     return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, initializer_range=0.5, **sizes, **extra)
 
 
-def make_scorer(tokenizer, preset="reaction"):
+def make_scorer(tokenizer, preset="reaction", num_members=1, aggregate="mean"):
     torch.manual_seed(0)
     labels, weights = labels_and_weights(preset)
     kind = PairClassifier if preset == "reaction" else BertForSequenceClassification
-    model = kind(bert_config(tokenizer, num_labels=len(labels)))
-    return Scorer(model, tokenizer, labels, weights, preset, max_length=64)
+    model = kind(bert_config(tokenizer, num_labels=len(labels), num_members=num_members))
+    return Scorer(
+        model, tokenizer, labels, weights, preset, max_length=64, num_members=num_members, aggregate=aggregate
+    )
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +114,17 @@ def test_the_pair_head_compares_the_means_of_the_segments(scorer):
         u, v = states[:3].mean(0), states[3:5].mean(0)
         by_hand = scorer.model.classifier(scorer.model.norm(torch.cat([u, v, u * v, (u - v).abs()])))
         assert torch.allclose(scorer.model(**batch).logits[0], by_hand, atol=1e-5)
+
+
+def test_the_bi_encoder_reads_each_segment_as_if_alone(tokenizer, scorer):
+    model = BiEncoder(scorer.model.config).eval()
+    batch = {"input_ids": [[2, 10, 3, 20, 21, 3, 0]], "attention_mask": [[1, 1, 1, 1, 1, 1, 0]]}
+    batch = {**{k: torch.tensor(v) for k, v in batch.items()}, "token_type_ids": torch.tensor([[0, 0, 0, 1, 1, 1, 0]])}
+    with torch.inference_mode():
+        found = model.states(**batch)[0]
+        first = model.bert(torch.tensor([[2, 10, 3]])).last_hidden_state[0]
+        second = model.bert(torch.tensor([[20, 21, 3]])).last_hidden_state[0]
+    assert torch.allclose(found[:3], first, atol=1e-5) and torch.allclose(found[3:6], second, atol=1e-5)
 
 
 @pytest.mark.parametrize("empty_context", [[], [""]])
@@ -205,10 +219,10 @@ def test_the_temperature_never_changes_the_likeliest_label(tokenizer, temperatur
 
 
 def test_the_fitted_temperature_undoes_a_known_one():
-    logits_BR = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0))
+    logits_BKR = torch.randn(4000, 1, 7, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    target_B = torch.distributions.Categorical(logits=logits_BR).sample()
-    assert train.fit_temperature(logits_BR * 3, target_B) == pytest.approx(3, rel=0.1)
+    target_B = torch.distributions.Categorical(logits=logits_BKR[:, 0]).sample()
+    assert train.fit_temperature(logits_BKR * 3, target_B, torch.zeros(4000)) == pytest.approx(3, rel=0.1)
 
 
 # ------------------------------------------------------------------------------------------------ loading
@@ -264,7 +278,7 @@ def test_every_reaction_has_a_weight_and_a_reason():
 
 def test_every_label_of_go_emotions_has_a_group_and_a_text_weight():
     assert set(GO_EMOTIONS) == set(emotions.LABELS) and set(GO_EMOTIONS.values()) == set(EMOTIONS)
-    assert set(EMOTIONS) <= set(TEXT_WEIGHTS)
+    assert set(EMOTIONS) <= set(TEXT_WEIGHTS) and len(emotions.LABELS) == NUM_EMOTIONS
 
 
 def dialogue(number, *turns, profile=("keeps bees",), split="train"):
@@ -279,8 +293,9 @@ def test_the_label_is_the_next_turns_emotion():
         ("seven", "surprise"), ("well ok then", "neutral"),
     )  # fmt: skip
     rows = reaction_rows([told])
-    assert [(row["response"], row["label"]) for row in rows] == [
-        ("one two", "sadness"), ("four", "fear"), ("five", "anger"), ("six", "surprise"), ("seven", DISENGAGED),
+    assert [(row["response"], row["label"], row["disengaged"]) for row in rows] == [
+        ("one two", "sadness", 0.0), ("four", "fear", 0.0), ("five", "anger", 0.0), ("six", "surprise", 0.0),
+        ("seven", "neutral", RATED["ends"]),
     ]  # fmt: skip
     assert rows[0]["context"] == [] and rows[0]["profile"] == ["keeps bees"]  # the friend speaks
     assert rows[2]["profile"] == []  # the person speaks: nothing is known of the friend
@@ -289,7 +304,31 @@ def test_the_label_is_the_next_turns_emotion():
 
 def test_a_short_neutral_answer_amid_a_dialogue_is_no_disengagement():
     told = dialogue(0, ("a", "neutral"), ("a crane", "neutral"), ("b", "fear"), ("c", "fear"), ("d", "fear"))
-    assert reaction_rows([told])[0]["label"] == "neutral"
+    assert reaction_rows([told])[0]["disengaged"] == 0.0
+
+
+def test_a_rating_says_how_likely_the_partner_was_disengaged():
+    turns = [Turn(("friend", "person")[i % 2], "word", "neutral", rating=grade) for i, grade in enumerate((5, 3, 1, 4))]
+    rows = reaction_rows([Dialogue("t", "topical_chat", "train", tuple(turns))])
+    assert [row["disengaged"] for row in rows] == [0.0, RATED[3], RATED[1]]
+    assert 0 == RATED[5] < RATED[4] < RATED[3] < RATED[2] < RATED[1] < 1
+
+
+def test_an_opener_is_read_out_of_a_dialogue_where_the_person_opens():
+    told = Dialogue(
+        "e", "empathetic", "train",
+        (Turn("person", "I lied to my girlfriend."), Turn("friend", "Why did you lie to her?"), Turn("person", "Fear.")),
+    )  # fmt: skip
+    opener = reaction_rows([told])[-1]
+    assert (opener["context"], opener["profile"]) == ([], ["lied to their girlfriend"])
+    assert (opener["response"], opener["label"], opener["disengaged"]) == ("Why did you lie to her?", None, 0.0)
+
+
+def test_the_folds_share_no_dialogue_and_make_up_the_whole(folder):
+    parts = {fold: {d.id for d in load_dialogues("sample", "train", None, fold)} for fold in ("all", "proxy", "gold")}
+    assert parts["proxy"] | parts["gold"] == parts["all"] and not parts["proxy"] & parts["gold"]
+    assert parts["proxy"] and parts["gold"]
+    assert load_dialogues("sample", "test", None, "gold") == load_dialogues("sample", "test", None)
 
 
 def many_dialogues(split, count=12):
@@ -316,6 +355,61 @@ def test_swapped_rows_come_from_other_dialogues_and_openers_replace_openers():
         assert (row["context"], row["profile"]) == (true["context"], true["profile"])
         assert other["dialogue"] != true["dialogue"] and row["label"] == DISENGAGED
         assert bool(other["context"]) == bool(true["context"]) and bool(other["profile"]) == bool(true["profile"])
+
+
+def test_nearest_rows_come_from_other_dialogues():
+    rows = reaction_rows(many_dialogues("train"))
+    origin = {row["response"]: row["dialogue"] for row in rows}
+    nearest = nearest_rows(rows, 0.5, np.random.default_rng(0))
+    assert len(nearest) == len(rows) // 2
+    assert all(origin[row["response"]] != rows[row["pair"]]["dialogue"] for row in nearest)
+
+
+def test_moment_rows_are_of_the_same_speaker_and_dialogue():
+    rows = reaction_rows(many_dialogues("train"))
+    spoken = {d.id: {t.text: t.speaker for t in d.turns} for d in many_dialogues("train")}
+    moments = moment_rows(rows, 1.0, np.random.default_rng(0))
+    assert moments
+    for row in moments:
+        said, true = spoken[row["dialogue"]], rows[row["pair"]]
+        assert said[row["response"]] == said[true["response"]]
+        assert row["response"] not in (true["response"], *true["context"])
+
+
+def test_unwelcome_and_spoilt_rows_differ_from_what_was_said():
+    rows = reaction_rows(many_dialogues("train"))
+    for make in (unwelcome_rows, spoilt_rows):
+        made = make(rows, 1.0, np.random.default_rng(0))
+        assert len(made) == len(rows) and all(row["label"] == DISENGAGED for row in made)
+        assert all(row["response"] != rows[row["pair"]]["response"] for row in made)
+
+
+def test_the_loss_is_cross_entropy_with_what_is_known():
+    logits_BKR = torch.tensor([[1.0, 0.5, -1.0, 0.2, 0.0, 2.0, -0.5, 0.7]]).expand(5, 8)[:, None]
+    logp = logits_BKR[0, 0].log_softmax(-1)
+    emotion_B, disengaged_B = torch.tensor([2, -1, -1, 4, -1]), torch.tensor([0.0, 1.0, 0.0, 0.25, torch.nan])
+    engaged = torch.log1p(-logp[7].exp())
+    by_hand = [-logp[2], -logp[7], -engaged, -(0.25 * logp[7] + 0.75 * logp[4]), torch.tensor(0.0)]
+    found_B = train.reaction_loss(logits_BKR, emotion_B, disengaged_B).squeeze(1)
+    assert torch.allclose(found_B, torch.stack(by_hand), atol=1e-6)
+    plain = torch.nn.functional.cross_entropy(logits_BKR[:1, 0, :7], emotion_B[:1])  # preset text
+    assert torch.allclose(train.reaction_loss(logits_BKR[:1, :, :7], emotion_B[:1], disengaged_B[:1])[0, 0], plain)
+
+
+def test_rows_without_emotions_leave_the_emotion_loss_alone():
+    logits_BE, present_BE = torch.randn(2, 28), torch.stack([torch.full((28,), -1.0), torch.eye(28)[3]])
+    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(logits_BE[1], present_BE[1]) / 2
+    assert torch.allclose(train.emotion_loss(logits_BE, present_BE), by_hand)
+
+
+def test_members_are_aggregated_as_documented(tokenizer):
+    whole = make_scorer(tokenizer, num_members=3)
+    score_BK = torch.logit((whole.logits(ROWS)).softmax(-1) @ torch.tensor(whole.weights))
+    expected = {"mean": score_BK.mean(1), "min": score_BK.min(1).values}
+    expected["pessimistic"] = score_BK.mean(1) - score_BK.std(1, correction=0)
+    assert score_BK.shape == (3, 3) and (score_BK.std(1) > 0).all()
+    for name, score_B in expected.items():
+        assert torch.allclose(make_scorer(tokenizer, num_members=3, aggregate=name).score(ROWS)[0], score_B, atol=1e-5)
 
 
 def test_corrupted_rows_spoil_the_response_of_their_pair():
@@ -359,10 +453,10 @@ def test_rows_depend_on_the_seed_alone_and_splits_share_no_response(folder, enco
 
 def test_a_training_dialogue_that_repeats_a_held_out_one_is_dropped(folder, encoder):
     held_out = (folder / "test.jsonl").read_text().splitlines()[0]
-    before = len(load_rows(config_of(encoder, "unused", swapped_ratio=0.0, corrupted_ratio=0.0), "train"))
+    before = len(load_rows(config_of(encoder, "unused", negatives={}), "train"))
     with (folder / "train.jsonl").open("a") as out:
         out.write(held_out.replace('"split": "test"', '"split": "train"') + "\n")
-    assert len(load_rows(config_of(encoder, "unused", swapped_ratio=0.0, corrupted_ratio=0.0), "train")) == before
+    assert len(load_rows(config_of(encoder, "unused", negatives={}), "train")) == before
 
 
 @pytest.mark.skipif("ICEBREAKER_DATA" not in os.environ, reason="needs GoEmotions: set ICEBREAKER_DATA")
@@ -371,12 +465,15 @@ def test_comments_keep_their_one_emotion():
     rows = load_rows(config, "validation")
     assert {row["label"] for row in rows} == set(EMOTIONS) and 4_000 < len(rows) < 5_426
     assert all(row["context"] == [] and row["kind"] == "true" for row in rows)
+    rows = load_rows(train.RewardConfig(sources=["go_emotions"]), "validation")
+    assert len(rows) == 5_426 and all(row["kind"] == "comment" and row["disengaged"] is None for row in rows)
+    assert {label for row in rows for label in row["emotions"]} == set(emotions.LABELS)
 
 
-def test_labels_are_capped_in_training_alone(folder, encoder):
-    config = config_of(encoder, "unused", max_per_label=3, swapped_ratio=0.0, corrupted_ratio=0.0)
-    counts = [sum(row["label"] == label for row in load_rows(config, "train")) for label in EMOTIONS]
-    assert max(counts) == 3
+def test_a_source_is_capped_by_whole_dialogues_and_in_training_alone(folder, encoder):
+    config = config_of(encoder, "unused", max_rows={"sample": 9}, negatives={})
+    rows = load_rows(config, "train")
+    assert len(rows) == 9 and len({row["dialogue"] for row in rows}) == 3  # four rows a dialogue
     assert len(load_rows(config, "test")) == 5 * 4
 
 
@@ -392,7 +489,12 @@ def test_an_empty_split_is_refused(folder, encoder):
         ({"preset": "emoji"}, "preset"),
         ({"sources": []}, "sources"),
         ({"sources": ["reddit"]}, "reddit"),
-        ({"sources": ["go_emotions"]}, "preset: text"),
+        ({"max_rows": {"daily": 5}}, "max_rows names 'daily'"),
+        ({"negatives": {"rude": 0.1}}, "rude"),
+        ({"num_members": 0}, "num_members"),
+        ({"aggregate": "median"}, "aggregate"),
+        ({"architecture": "tri_encoder"}, "architecture"),
+        ({"fold": "silver"}, "fold"),
     ],
 )
 def test_impossible_settings_say_what_to_change(changes, message):
@@ -400,10 +502,12 @@ def test_impossible_settings_say_what_to_change(changes, message):
         train.RewardConfig(**changes)
 
 
-@pytest.mark.parametrize("use_peft", [True, False])
-def test_main_trains_and_leaves_a_run_that_loads(folder, encoder, use_peft):
+@pytest.mark.parametrize(
+    "use_peft, architecture", [(True, "cross_encoder"), (False, "cross_encoder"), (True, "bi_encoder")]
+)
+def test_main_trains_and_leaves_a_run_that_loads(folder, encoder, use_peft, architecture):
     run_dir = folder / "runs" / "reward"
-    train.main(config_of(encoder, run_dir, use_peft=use_peft))
+    train.main(config_of(encoder, run_dir, use_peft=use_peft, architecture=architecture))
     names = {path.name for path in run_dir.iterdir()}
     assert {"config.json", "lineage.json", "metrics.jsonl", "summary.json", "model", "wandb"} <= names
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -441,6 +545,20 @@ def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(folder, encoder, 
     assert steps == sorted(steps) and steps.count(0) == 1
 
 
+def test_training_goes_on_from_a_trained_adapter_with_all_its_heads(folder, encoder):
+    first = config_of(encoder, folder / "first", num_members=2, num_train_epochs=1.0)
+    train.main(first)
+    train.main(config_of(str(folder / "first"), folder / "second", num_members=2, num_train_epochs=1.0))
+    summaries = [json.loads((folder / name / "summary.json").read_text()) for name in ("first", "second")]
+    scorers = [load_scorer(folder / name) for name in ("first", "second")]
+    assert summaries[1]["test/nll"] < summaries[0]["test/nll"]
+    assert scorers[1].logits(ROWS).shape == (3, 2, 8) and scorers[0].emotions(ROWS).shape == (3, 28)
+    settings = json.loads((folder / "second" / "model" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == encoder
+    with pytest.raises(ValueError, match="num_members is 1"):
+        train.main(config_of(str(folder / "first"), folder / "third"))
+
+
 def test_every_trainable_weight_moves(folder, encoder):
     config = config_of(encoder, folder / "moves", num_train_epochs=1.0)
     labels, weights = labels_and_weights("reaction")
@@ -453,7 +571,8 @@ def test_every_trainable_weight_moves(folder, encoder):
     run.wandb.finish()
     assert any(p.requires_grad for p in model.parameters())
     for name, p in model.named_parameters():
-        assert torch.equal(p, start[name]) != p.requires_grad, name
+        if "emotions" not in name:  # no comments among the rows
+            assert torch.equal(p, start[name]) != p.requires_grad, name
 
 
 # ------------------------------------------------------------------------------------------------ the command line
