@@ -5,6 +5,7 @@
 EXP    ?= tiny
 SEED   ?= 1
 PYTHON ?= python3.11
+MODEL  ?= friend-reward
 # Extra flags for installing torch, e.g. an index with CPU builds: the plain pin brings the CUDA build on Linux.
 TORCH_FLAGS ?=
 
@@ -27,22 +28,27 @@ $(foreach run,$(sort $(STARTED)),$(shell \
 	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help data base sft reward ppo test test-slow lint format clean
+.PHONY: help data base sft reward reward-eval gold ppo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  Variables: EXP (tiny), SEED (1), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@echo "  Variables: EXP (tiny), SEED (1), MODEL (friend-reward), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
 	$(PY) -m data
 
-base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (ICEBREAKER_DATA; over an hour)
+base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (ICEBREAKER_DATA; about two hours)
 	test -f runs/base/pretrain-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain.yaml
 	test -f runs/base/pretrain-everyday-s2/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-everyday.yaml
+	test -f runs/base/pretrain-openers-s3/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-openers.yaml
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward
+reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=friend-reward (ICEBREAKER_DATA)
+	$(PY) -m reward.evaluate --reward_model_path $(MODEL) --run_dir runs/reward-eval/$(notdir $(MODEL))
+gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
+	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml
 ppo: $(PPO)/summary.json  ## PPO on openers; runs sft and reward first where they are missing
 
 $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed

@@ -2,6 +2,7 @@
 
 python -m models.ship runs/base/pretrain-s1 friend-base
 python -m models.ship runs/tiny/sft-s1 friend-sft
+python -m models.ship runs/friend-reward/reward-s1 friend-reward
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.load import PRETRAINED, load_policy, load_tokenizer
+from models.load import PRETRAINED, load_policy, load_scorer, load_tokenizer
 from models.sampling import decode, prompt_ids, sample
 
 #: What a person might say first: the card shows the replies, unedited.
@@ -49,8 +50,7 @@ language: en
 - **Data**: {data}
 - **Licence**: CC BY-NC-SA 4.0, the strictest of its corpora's (DailyDialog's); EmpatheticDialogues is CC BY-NC 4.0.
 - **From**: run `{run}`, commit {commit}. Rebuild: `{command}`.
-- **Limits**: a very small model. It invents facts, forgets, and agrees too easily; it is made to study openers, not to
-  be relied on.
+- **Limits**: {limits}
 
 ## Numbers
 
@@ -58,14 +58,29 @@ language: en
 |---|---|
 {numbers}
 
-## 20 replies, unedited
+{samples}
+"""
+
+REPLIES = """## 20 replies, unedited
 
 Sampled at temperature 0.7, seed 1, no profile given.
 
 | first line | reply |
 |---|---|
-{samples}
 """
+#: Answers to "My dog died yesterday." and openers for a joiner in Norwich with a deaf Dalmatian, best first by the author.
+SCORED = [
+    (["My dog died yesterday."], (), "I'm so sorry. What was the dog's name?"),
+    (["My dog died yesterday."], (), "That's nice."),
+    (["My dog died yesterday."], (), "That's so funny!"),
+    (
+        [],
+        ("lives with a deaf Dalmatian in Norwich", "works as a joiner"),
+        "How do you call a Dalmatian who can't hear you?",
+    ),
+    ([], ("lives with a deaf Dalmatian in Norwich", "works as a joiner"), "Hello, how are you?"),
+    ([], ("lives with a deaf Dalmatian in Norwich", "works as a joiner"), "HOW MANY HAPPY DOGS!!! LOVE LOVE LOVE!!!"),
+]
 
 
 def main(run: Path, name: str) -> None:
@@ -85,12 +100,11 @@ def main(run: Path, name: str) -> None:
 
 
 def card(run: Path, name: str) -> str:
-    """The model card of a base, SFT or PPO run, from its own files."""
+    """The model card of a base, SFT, reward or PPO run, from its own files."""
     summary, lineage = (json.loads((run / file).read_text()) for file in ("summary.json", "lineage.json"))
     config = json.loads((run / "config.json").read_text())
     adapter = run / "model" / "adapter_config.json"
     base = f"base_model: {json.loads(adapter.read_text())['base_model_name_or_path']}\n" if adapter.exists() else ""
-    stage = "ppo" if "reward_model_path" in config else "sft" if adapter.exists() else "base"
     about, data, command = {
         "base": (
             "The embedded base: a causal LM of everyday dialogue, 15.6 M parameters. MiniLM's six layers turned decoder "
@@ -101,12 +115,19 @@ def card(run: Path, name: str) -> str:
             "make base",
         ),
         "sft": ("A LoRA adapter: the base *friend*.", f"the friend's mixture of {config.get('sources')}", "make sft"),
+        "reward": (
+            f"A LoRA adapter of MiniLM with its heads ({config.get('architecture')}, {config.get('num_members')} members): "
+            "how the other person takes an utterance, and one number of engagement from it.",
+            f"{config.get('sources')}, the {config.get('fold')!r} fold; dialogues that repeat a held-out one removed",
+            f"python -m reward.train --config experiments/{run.parent.name}/{run.name.rsplit('-s', 1)[0]}.yaml",
+        ),
         "ppo": (
             "A LoRA adapter: the friend after PPO on openers.",
             f"training scenes of {config.get('scene_sources')}",
             "make ppo",
         ),
-    }[stage]
+    }[stage_of(run)]
+    is_reward = stage_of(run) == "reward"
     return CARD.format(
         base=base,
         name=name,
@@ -116,8 +137,35 @@ def card(run: Path, name: str) -> str:
         run=f"{run.parent.name}/{run.name}",
         commit=lineage["commit"][:7],
         numbers="\n".join(f"| {k} | {v} |" for k, v in flat(summary)),
-        samples=replies(run),
+        samples=scored(run) if is_reward else REPLIES + replies(run),
+        limits=(
+            "it has read everyday English of two corpora and Reddit; its numbers are no diagnosis of anybody."
+            if is_reward
+            else "a very small model. It invents facts, forgets, and agrees too easily; it is made to study openers, not "
+            "to be relied on."
+        ),
     )
+
+
+def stage_of(run: Path) -> str:
+    """base, sft, reward or ppo, by what lies in the run."""
+    if (run / "model" / "scorer.json").exists():
+        return "reward"
+    if "reward_model_path" in json.loads((run / "config.json").read_text()):
+        return "ppo"
+    return "sft" if (run / "model" / "adapter_config.json").exists() else "base"
+
+
+def scored(run: Path) -> str:
+    rows = [{"context": context, "profile": profile, "response": text} for context, profile, text in SCORED]
+    score_B, probs_BR = (scorer := load_scorer(run)).score(rows)
+    lines = [
+        f"| {'; '.join(row['profile']) or row['context'][0]} | {row['response']} | {score:.2f} | "
+        f"{scorer.labels[probs.argmax()]} |"
+        for row, score, probs in zip(rows, score_B.tolist(), probs_BR, strict=True)
+    ]
+    head = "## Scores\n\n| known or said | the friend | score | likeliest reaction |\n|---|---|---|---|\n"
+    return head + "\n".join(lines)
 
 
 def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:

@@ -3,8 +3,9 @@
     python -m reward.score --reward_model_path RUN/model --input_file pairs.jsonl --output_file scores.jsonl
 
 Rows in: {"context": [utterances], "response": "...", "profile": [facts, optional]}. Rows out: the same with `score` and
-`emotions` (label -> probability). A bad row is an error that names file, line and key; --skip_bad_rows sets bad rows
-aside in <input_file>.bad instead. The output appears whole or not at all.
+`emotions` (label -> probability); with --explain also `explain`, what each label adds to the engagement: probability,
+weight and their product, largest part first. A bad row is an error that names file, line and key; --skip_bad_rows sets
+bad rows aside in <input_file>.bad instead. The output appears whole or not at all.
 """
 
 import json
@@ -23,6 +24,7 @@ class ScoreConfig:
     input_file: str = field(metadata={"help": "rows to score, as JSON lines"})
     output_file: str = field(metadata={"help": "the same rows with score and emotions"})
     skip_bad_rows: bool = field(default=False, metadata={"help": "set bad rows aside in <input_file>.bad"})
+    explain: bool = field(default=False, metadata={"help": "add what each reaction contributes to the score"})
     batch_size: int = 64
 
 
@@ -32,6 +34,12 @@ def main(config: ScoreConfig) -> None:
     score_B, probs_BR = scorer.score(rows, config.batch_size)
     for row, score, probs in zip(rows, score_B.tolist(), probs_BR.tolist(), strict=True):
         row.update(score=score, emotions=dict(zip(scorer.labels, probs, strict=True)))
+        if config.explain:
+            parts = [
+                {"reaction": label, "probability": p, "weight": weight, "product": p * weight}
+                for label, p, weight in zip(scorer.labels, probs, scorer.weights, strict=True)
+            ]
+            row["explain"] = sorted(parts, key=lambda part: -abs(part["product"]))
     # json's \u escapes stay: a half surrogate in a row could not be written otherwise
     write_whole(config.output_file, "".join(json.dumps(row) + "\n" for row in rows))
     print(f"{len(rows)} rows scored in {config.output_file}")

@@ -595,6 +595,15 @@ def test_the_command_line_adds_score_and_emotions(saved, scorer, tmp_path, monke
     assert sum(written[0]["emotions"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_the_explanation_adds_up_to_the_engagement(saved, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    score.main(score.ScoreConfig(saved, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), explain=True))
+    for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()):
+        engagement = sum(part["product"] for part in row["explain"])
+        assert np.log(engagement / (1 - engagement)) == pytest.approx(row["score"], abs=1e-4)
+        assert {part["reaction"] for part in row["explain"]} == set(REACTIONS)
+
+
 def test_a_bad_row_of_the_file_is_named_or_set_aside(saved, tmp_path):
     lines = [json.dumps(ROWS[0]), '{"context": []}', "{broken", json.dumps(ROWS[1])]
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
