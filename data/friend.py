@@ -1,9 +1,10 @@
 """The friend's training mixture: which dialogues of which source it learns from, and how many fall out and why.
 
-Preset `clean`, the default. EmpatheticDialogues of the kept situations (the listener is the friend) and DailyDialog
-dialogues whose every utterance is neutral, happy or surprised (nobody is the friend there, so each gives two examples,
-one per side, and the friend opens in half of them); the project's sample as it was written. Nothing is there twice: a
-dialogue that repeats one of a later split (train < validation < test) or an earlier one of its own split is dropped.
+Preset `clean`, the default. EmpatheticDialogues of the kept situations (the listener is the friend; where facts allow it,
+a second example begins with the listener's answer to them: `opener_readings`) and DailyDialog dialogues whose every
+utterance is neutral, happy or surprised (nobody is the friend there, so each gives two examples, one per side, and the
+friend opens in half of them); the project's sample as it was written. No dialogue is there twice: one that repeats a
+dialogue of a later split (train < validation < test) or an earlier one of its own split is dropped.
 
 Preset `original` is the rules of the recipe that this project started from, for comparison only: the test split is
 glued to training, the even turns (0, 2, ...) are the person's, nothing is removed as a repetition, and there are no
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from data import daily, empathetic, sample
 from data.dialogue import SPLITS, Dialogue, swap
-from data.profile import derive_profile
+from data.profile import derive_profile, opener_readings
 
 PRESETS = ("clean", "original")
 LOADERS = {
@@ -71,7 +72,7 @@ def mixture(
                     count.dropped[reason] += 1
                     continue
                 seen.add(words)
-                made = both_sides(dialogue) if preset == "clean" else [replace(dialogue, profile=())]
+                made = examples_of(dialogue) if preset == "clean" else [replace(dialogue, profile=())]
                 examples += [example.check() for example in made]
                 count.kept += 1
                 count.examples += len(made)
@@ -115,8 +116,11 @@ def filter_reason(dialogue: Dialogue) -> str | None:
     return "filter" if dialogue.source == "daily" and not emotions <= KEPT_EMOTIONS else None
 
 
-def both_sides(dialogue: Dialogue) -> list[Dialogue]:
-    """One example where the source has roles; else one per side, each profile derived from its person's own words."""
+def examples_of(dialogue: Dialogue) -> list[Dialogue]:
+    """One example where the source has roles; else one per side, each profile derived from its person's own words. In
+    EmpatheticDialogues, where the person always opens, also the first reading in which the friend does."""
+    if dialogue.source == "empathetic":
+        return [dialogue, *opener_readings(dialogue)[:1]]
     if dialogue.source != "daily":
         return [dialogue]
     return [replace(side, profile=derive_profile(side)) for side in (dialogue, swap(dialogue))]

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from data import daily, emotions, empathetic, sample
 from data.__main__ import main
 from data.dialogue import ACTS, EMOTIONS, SPLITS, Dialogue, Turn, from_json, merge_runs, messages, swap, to_json
-from data.friend import LOADERS, both_sides, mixture, same_words
-from data.profile import derive_profile, facts_of
+from data.friend import LOADERS, examples_of, mixture, same_words
+from data.profile import derive_profile, facts_of, opener_readings
 from data.scenes import Scene, load_scenes, profile_hash, prompt_messages, scene_from_json, scenes_of
 from data.source import data_root, read_jsonl, read_table, write_whole
 from data.text import detokenise, from_empathetic, normalise
@@ -454,8 +454,25 @@ def test_same_words():
 
 
 def test_both_sides_only_where_nobody_is_the_friend():
-    assert len(both_sides(made("P: hi", "F: hello", source="sample"))) == 1
-    assert len(both_sides(made("P: hi", "F: hello", source="daily"))) == 2
+    assert len(examples_of(made("P: hi", "F: hello", source="sample"))) == 1
+    assert len(examples_of(made("P: hi", "F: hello", source="daily"))) == 2
+
+
+def test_the_friend_opens_a_second_example_where_the_person_told_facts():
+    told = made("P: I lied to my girlfriend.", "F: Why did you lie to her?", "P: Fear.", source="empathetic")
+    first, second = examples_of(told)
+    assert first == told and second.turns == told.turns[1:] and second.profile == ("lied to their girlfriend",)
+    assert len(examples_of(made("P: hi", "F: hello there, how are you?", source="empathetic"))) == 1
+
+
+def test_an_opener_reading_starts_at_every_answer_to_facts():
+    told = made(
+        "P: Well.", "F: Yes, what is it now?", "P: I bought a house. I love my dog.", "F: That is a lot at once!",
+        "P: I hate rain.", "F: Why?", "P: I have two cats.",
+    )  # fmt: skip
+    (reading,) = opener_readings(told)  # "Why?" is too short, after the last turn comes none
+    assert reading.profile == ("bought a house", "loves their dog") and reading.turns == told.turns[3:]
+    assert reading.check().turns[0].speaker == "friend"
 
 
 # ------------------------------------------------------------------------------------------------ scenes
