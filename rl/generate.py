@@ -4,7 +4,7 @@
         --num_return_sequences 4 --seed 1
 
 Scenes in: {"id", "profile": [facts], "greeting": text or null}. Openers out, one row a sample:
-{"scene_id", "sample", "opener", "ended"}.
+{"scene_id", "sample", "opener", "ended"}. Instruction and temperature are those of the run unless given.
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from data.dialogue import INSTRUCTIONS
@@ -19,6 +20,8 @@ from data.scenes import load_scenes, prompt_messages
 from data.source import write_whole
 from models.load import load_policy, load_tokenizer
 from models.sampling import decode, prompt_ids, sample
+
+TEMPERATURE = 0.5
 
 
 @dataclass
@@ -30,7 +33,9 @@ class GenerateConfig:
     output_file: str = field(metadata={"help": "JSON lines of openers"})
     num_return_sequences: int = field(default=1, metadata={"help": "openers per scene"})
     seed: int = 1
-    temperature: float = 0.7
+    temperature: float | None = field(
+        default=None, metadata={"help": f"default: what PPO sampled at, {TEMPERATURE} for other models"}
+    )
     max_new_tokens: int = 48
     batch_size: int = 32
     instruction: str | None = field(
@@ -44,17 +49,19 @@ def main(config: GenerateConfig) -> None:
     tokenizer, model = load_tokenizer(config.run_dir), load_policy(config.run_dir).eval()
     if torch.cuda.is_available():
         model.cuda()
-    instruction = INSTRUCTIONS[config.instruction or trained_instruction(config.run_dir)]
+    settings = trained_settings(config.run_dir)
+    instruction = INSTRUCTIONS[config.instruction or settings.get("instruction", "friend")]
+    temperature = config.temperature or settings.get("temperature", TEMPERATURE)
     todo = [(scene, s) for scene in scenes for s in range(config.num_return_sequences)]
     lines = []
-    for start in range(0, len(todo), config.batch_size):
+    for start in tqdm(range(0, len(todo), config.batch_size), desc="openers", unit="batch", disable=None):
         part = todo[start : start + config.batch_size]
         prompts = [prompt_ids(tokenizer, prompt_messages(scene, instruction)) for scene, _ in part]
         samples = sample(
             model,
             prompts,
             max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
+            temperature=temperature,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             seed=config.seed,
@@ -67,10 +74,10 @@ def main(config: GenerateConfig) -> None:
     print(f"{len(lines)} openers for {len(scenes)} scenes: {config.output_file}")
 
 
-def trained_instruction(run_dir: str) -> str:
-    """The instruction in the run's settings; "friend" for a model that is no run."""
-    settings = Path(run_dir) / "config.json"
-    return json.loads(settings.read_text()).get("instruction", "friend") if settings.exists() else "friend"
+def trained_settings(run_dir: str) -> dict:
+    """The run's own settings; none for a model that is no run."""
+    path = Path(run_dir) / "config.json"
+    return json.loads(path.read_text()) if (Path(run_dir) / "lineage.json").exists() else {}
 
 
 if __name__ == "__main__":

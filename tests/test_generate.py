@@ -1,6 +1,7 @@
 """rl/generate.py on the tiny friend: rows in, openers out."""
 
 import json
+import shutil
 
 import pytest
 
@@ -46,6 +47,16 @@ def test_the_seed_decides_and_the_batch_size_does_not(write):
 
 def test_a_base_writes_openers_too_but_others(write, friend_base):
     assert write(LINES, run_dir=friend_base) != write(LINES)
+
+
+def test_a_run_is_sampled_as_it_was_trained(write, friend_adapter, tmp_path):
+    run = tmp_path / "ppo-s1"
+    shutil.copytree(friend_adapter, run / "model")
+    (run / "lineage.json").write_text("{}")
+    (run / "config.json").write_text('{"temperature": 3.0, "instruction": "original"}')
+    as_trained = write(LINES, run_dir=str(run), temperature=None)
+    assert as_trained == write(LINES, temperature=3.0, instruction="original")
+    assert as_trained != write(LINES, temperature=None)
 
 
 def test_a_broken_scene_names_file_and_line(write):
