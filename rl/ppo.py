@@ -41,6 +41,11 @@ def kl_estimate(logp_BT: torch.Tensor, ref_logp_BT: torch.Tensor, estimator: str
     raise ValueError(f"kl_estimator is {estimator!r}, not k1 or k3")
 
 
+def entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of distributions given by their log-probabilities [..., V]: [...]."""
+    return -(log_p.exp() * log_p).sum(-1)
+
+
 def token_rewards(score_B: torch.Tensor, kl_BT: torch.Tensor, mask_BT: torch.Tensor, kl_coef: float) -> torch.Tensor:
     """-kl_coef * KL on every token, plus the score on the last one (Ziegler et al. 2019, eq. 2). 0 off the mask."""
     rewards_BT = -kl_coef * kl_BT * mask_BT
@@ -103,7 +108,9 @@ def value_loss(
     """Half the squared error per token [B, T], the larger of plain and clipped about the old value; 0 off the mask."""
     clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)
     plain_BT, bounded_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
-    statistics = {"value/clipfrac": ((bounded_BT > plain_BT).float() * mask_BT).sum()}
+    # Inside the range the two are equal but for rounding, which does not count as clipped.
+    is_clipped_BT = (bounded_BT > plain_BT) & ((values_BT - old_values_BT).abs() > cliprange)
+    statistics = {"value/clipfrac": (is_clipped_BT.float() * mask_BT).sum()}
     return 0.5 * torch.maximum(plain_BT, bounded_BT) * mask_BT, statistics
 
 

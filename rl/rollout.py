@@ -4,7 +4,7 @@ Axes as in rl/ppo.py: B responses, T response tokens; P prompt tokens, left-padd
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,6 +13,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
+
+from rl import ppo
 
 
 @dataclass
@@ -43,9 +45,9 @@ class Rollout:
 
 
 class PolicyWithValueHead(nn.Module):
-    """The policy and, on its trunk's last hidden state, a linear value head: one forward pass gives both.
+    """The policy and its values: one forward pass gives both.
 
-    Takes the place of trl's PolicyAndValueWrapper, which runs a second full backbone for the values.
+    Takes the place of trl's PolicyAndValueWrapper, which always runs a second full backbone for the values.
     """
 
     def __init__(self, policy: PeftModel, value_model: "ValueHead"):
@@ -78,37 +80,43 @@ class PolicyWithValueHead(nn.Module):
         """
         mask = torch.cat([query_mask_BP, mask_BT.long()], 1)
         T = response_BT.shape[1]
-        logits = self.policy(
-            input_ids=torch.cat([query_BP, response_BT], 1),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=T + 1,
-        ).logits[:, :-1]
-        hidden_BTD, self._hidden = self._hidden[:, -T - 1 : -1], None
+        inputs = {
+            "input_ids": torch.cat([query_BP, response_BT], 1),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "use_cache": False,
+        }
+        logits = self.policy(**inputs, logits_to_keep=T + 1).logits[:, :-1]
+        hidden, self._hidden = self._hidden, None
         log_p = torch.log_softmax(logits.float() / temperature, -1)
         logp_BT = log_p.gather(-1, response_BT[..., None]).squeeze(-1)
         with torch.no_grad():
-            entropy_BT = -(log_p.exp() * log_p).sum(-1)
-        return logp_BT, entropy_BT, self.value_model(hidden_BTD).float()
+            entropy_BT = ppo.entropy(log_p)
+        return logp_BT, entropy_BT, self.value_model(hidden, inputs, T).float()
 
 
 class ValueHead(nn.Module):
-    """A linear value of the policy's hidden state, 0 to begin with."""
+    """A linear value, 0 to begin with: of the policy's hidden state, or of a trunk of its own where one is given."""
 
-    base_model_prefix = "trunk"  # trl asks for the name of a backbone; there is none
-
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, trunk: nn.Module | None = None):
         super().__init__()
-        self.trunk = nn.Identity()
+        self.trunk = trunk
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Values [B, T]. The head learns from the trunk's features; they are the policy's to change, so no gradient
-        flows back."""
-        return self.linear(hidden_BTD.detach().to(self.linear.weight.dtype)).squeeze(-1)
+    def forward(self, policy_hidden: torch.Tensor, inputs: dict[str, torch.Tensor], T: int) -> torch.Tensor:
+        """Values [B, T] of the states before the last T tokens of `inputs`.
+
+        On the policy's trunk the head learns from features that are the policy's to change, so no gradient flows back.
+        """
+        hidden = policy_hidden.detach() if self.trunk is None else self.trunk(**inputs).last_hidden_state
+        return self.linear(hidden[:, -T - 1 : -1].to(self.linear.weight.dtype)).squeeze(-1)
+
+
+def value_trunk(policy: PeftModel, adapter: str) -> nn.Module:
+    """A trunk for values alone, trained in full as trl's value model is: the base with `adapter` merged in, fp32."""
+    return MergedCopy(policy).merge(adapter).base_model.float().requires_grad_()
 
 
 class MergedCopy:
@@ -155,6 +163,13 @@ def scene_rows(update: int, batch_size: int, num_scenes: int, seed: int) -> np.n
     order = np.concatenate([np.random.default_rng([seed, p]).permutation(num_scenes) for p in passes])
     start = first - passes[0] * num_scenes
     return order[start : start + batch_size]
+
+
+def minibatches(update: int, batch_size: int, epochs: int, per_epoch: int, seed: int) -> Iterator[np.ndarray]:
+    """Rows of each minibatch of an update, each epoch's in another order: epochs x per_epoch of them."""
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, update, epoch]).permutation(batch_size)
+        yield from np.split(order, per_epoch)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

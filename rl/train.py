@@ -30,12 +30,13 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
     tokenizer = load_tokenizer(args.sft_model_path)
     policy = policy_with_reference(args.sft_model_path, config)
     scorer = load_scorer(args.reward_model_path)
+    gold = load_scorer(config.gold_model_path) if config.gold_model_path else None
     train, validation, test = (
         [s for source in config.scene_sources for s in scenes_of(source, split, config.data_root, most)]
         for split, most in (("train", config.max_scenes), ("validation", 100), ("test", 200))
     )
 
-    trainer = OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer, train, validation)
+    trainer = OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer, train, validation, gold)
     trainer.train()
     if trainer.best:
         trainer.load_best()
@@ -53,7 +54,7 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
         write_whole(run.dir / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
     save_policy(trainer, tokenizer, run, args.sft_model_path)
     summary |= {
-        "best": trainer.best,
+        "best": {**trainer.best, "adapter": "best/adapter.safetensors"} if trainer.best else None,
         "optimizer_steps": trainer.optimizer_steps,
         "temperature": args.temperature,
         "test_samples": config.test_samples,
@@ -81,7 +82,11 @@ def compared(rows: dict[str, list[dict]], scenes: list[Scene]) -> dict:
     for name, part in rows.items():
         texts = [row["opener"] for row in part]
         summary[name] = {
-            **{key: float(np.mean([row[key] for row in part])) for key in ("score", "kl", "tokens", "ended")},
+            **{
+                key: float(np.mean([row[key] for row in part]))
+                for key in ("score", "gold", "kl", "tokens", "ended")
+                if key in part[0]
+            },
             "words": float(np.mean([len(text.split()) for text in texts])),
             "distinct_1": distinct(texts, 1),
             "distinct_2": distinct(texts, 2),

@@ -5,19 +5,28 @@ is. Where stock differs, and why (facts checked in trl 1.12.0):
 
 - Optimizer steps: num_ppo_epochs x num_mini_batches an update, whatever the accumulation. Stock lets accelerate count
   micro-batches over the whole batch, and steps too seldom, and too often in the last update of a pass.
-- One trunk: the value head sits on the policy. Stock runs a second full backbone.
+- One trunk: the value head sits on the policy (or, by recipe, on a trunk of its own, as stock's always does).
 - The scorer reads text with its own tokenizer. Stock feeds it the policy's token ids.
 - The reference is the SFT adapter, frozen, on the same base. With adapters off it would be the base, not the friend.
 - Log-probabilities of policy and reference come from a forward pass at the sampling temperature.
-- The score lands on the last real token; statistics are means over real tokens; gradients are clipped.
+- The score lands on the last real token, the end token. Stock adds it to the pad after that, so that GAE discounts it by
+  lambda; and where the pad is the end token it never trains the end.
+- Statistics are means over real tokens; gradients are clipped; KL, early stop and scores have limits (OpenerConfig).
 - Everything random is a function of seed and update (see rollout.scene_rows, models.sampling), so a checkpoint needs no
   random state, and batch 1 x accumulation 8 is 8 x 1.
+- per_device_train_batch_size x gradient_accumulation_steps is the whole batch: several processes share its accumulation,
+  so that the same recipe is the same run on one process and on several, and goes on on another number of them.
+
+tests/test_parity.py shows both sides of each, and that they agree where stock is right.
 """
 
 import contextlib
+import copy
+import hashlib
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +34,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -35,11 +45,20 @@ from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene, prompt_messages
 from data.source import write_whole
 from experiments.run import Run, RunConfig
-from models.sampling import decode, prompt_ids, sample
+from models.sampling import Samples, decode, prompt_ids, sample
 from models.scorer import Scorer
 from rl import ppo
 from rl.metrics import distinct
-from rl.rollout import MergedCopy, PolicyWithValueHead, Rollout, ValueHead, left_pad, scene_rows
+from rl.rollout import (
+    MergedCopy,
+    PolicyWithValueHead,
+    Rollout,
+    ValueHead,
+    left_pad,
+    minibatches,
+    scene_rows,
+    value_trunk,
+)
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -60,6 +79,15 @@ class OpenerConfig(RunConfig):
     max_kl: float = field(
         default=20.0, metadata={"help": "the best checkpoint's KL to the SFT policy, nats a response"}
     )
+    kl_limit: float = field(
+        default=200.0, metadata={"help": "an update's KL above this ends the run with an error, nats a response"}
+    )
+    separate_value_model: bool = field(
+        default=False, metadata={"help": "values from a full trunk of their own, not from a head on the policy's"}
+    )
+    gold_model_path: str | None = field(
+        default=None, metadata={"help": "a second scorer: logged at every evaluation, never optimised or chosen by"}
+    )
     normalize_score: bool = field(
         default=False, metadata={"help": "subtract the running mean, divide by the deviation"}
     )
@@ -75,6 +103,13 @@ class OpenerConfig(RunConfig):
             raise ValueError(f"instruction is {self.instruction!r}, not one of {sorted(INSTRUCTIONS)}")
         if self.kl_target is not None and self.kl_target <= 0:
             raise ValueError(f"kl_target is {self.kl_target}: it must be above 0 nats, or null for a fixed kl_coef")
+        for key in ("kl_horizon", "max_approx_kl", "max_kl", "kl_limit", "score_clip", "val_samples", "test_samples"):
+            if getattr(self, key) is not None and not getattr(self, key) > 0:
+                raise ValueError(f"{key} is {getattr(self, key)}: it must be above 0")
+        if self.separate_value_model and self.quantization:
+            raise ValueError(
+                f"separate_value_model trains a trunk in full, which quantization {self.quantization} cannot: drop one"
+            )
 
 
 class OpenerPPOTrainer(PPOTrainer):
@@ -90,14 +125,20 @@ class OpenerPPOTrainer(PPOTrainer):
         scorer: Scorer,
         scenes: list[Scene],
         val_scenes: list[Scene],
+        gold: Scorer | None = None,
     ):
-        check(args, scenes)
-        self.config, self.run, self.scorer = config, run, scorer
+        processes = PartialState().num_processes
+        check(config, args, scenes, processes)
+        args = copy.copy(args)
+        args.gradient_accumulation_steps //= processes  # the batch stays the same batch
+        self.config, self.run, self.scorer, self.gold = config, run, scorer, gold
         self.scenes, self.val_scenes = scenes, val_scenes
         self.prompts = [self._prompt(tokenizer, scene) for scene in scenes]
         val_prompts = [self._prompt(tokenizer, scene) for scene in val_scenes]
         check_lengths(policy.config.max_position_embeddings, args, [*scenes, *val_scenes], self.prompts + val_prompts)
-        self.sampler = MergedCopy(policy)  # before the value head hooks into the trunk: a copy would take it along
+        # Copies come before the value head hooks into the trunk: they would take it along.
+        self.sampler = MergedCopy(policy)
+        trunk = value_trunk(policy, POLICY) if config.separate_value_model else None
         args.model_adapter_name, args.ref_adapter_name = POLICY, REFERENCE
         args.output_dir, args.report_to, args.num_sample_generations = str(run.dir), [], 0
         # Stock names its wrapper globally; ours takes its place while stock builds optimizer, schedule and accelerator.
@@ -108,7 +149,7 @@ class OpenerPPOTrainer(PPOTrainer):
                 model=policy,
                 ref_model=None,
                 reward_model=scorer.model,
-                value_model=ValueHead(policy.get_base_model().get_input_embeddings().weight.shape[1]),
+                value_model=ValueHead(policy.get_base_model().get_input_embeddings().weight.shape[1], trunk),
                 train_dataset=Dataset.from_dict({"input_ids": self.prompts}),
                 eval_dataset=Dataset.from_dict({"input_ids": val_prompts}),
             )
@@ -117,42 +158,49 @@ class OpenerPPOTrainer(PPOTrainer):
             policy.train()  # where layers checkpoint; stock has set every dropout to 0
         self.accelerator.gradient_accumulation_steps = 1  # we scale the loss ourselves
         self.sampler.model.to(self.accelerator.device)
+        self.end_token_id = tokenizer.eos_token_id if self.stop_token_id is None else self.stop_token_id
         self.kl_coef, self.moments = args.kl_coef, ppo.RunningMoments()
-        self.optimizer_steps, self.best = 0, {}
+        self.optimizer_steps, self.best, self.told_to_stop = 0, {}, False
 
     # ------------------------------------------------------------------------------------------ the loop
 
     def train(self) -> None:
-        """All updates, from the last whole checkpoint on if there is one."""
+        """All updates, from the last whole checkpoint on if there is one. SIGTERM saves, then ends the process."""
         args = self.args
         start = self._resume()
         self.state.max_steps, self.state.global_step = args.num_total_batches, start
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         if start == 0:
             self._evaluate(0)
-        for update in range(start, args.num_total_batches):
-            began = time.perf_counter()
-            rollout, times = self.rollout(update)
-            metrics = self.improve(rollout, update)
-            done, seconds = update + 1, time.perf_counter() - began
-            tokens = rollout.mask_BT.sum().item()
-            metrics |= times | {
-                "time/update_s": seconds - sum(times.values()),
-                "time/tokens_per_s": tokens / seconds,
-                "time/episodes_per_s": args.batch_size / seconds,
-                "lr": self.lr_scheduler.get_last_lr()[0],
-                "update": done,
-            }
-            self.lr_scheduler.step()
-            self.state.global_step, self.state.episode = done, done * args.batch_size
-            self.run.log(metrics, step=self.state.episode)
-            self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-            last = done == args.num_total_batches
-            if last or (args.eval_steps and done % args.eval_steps == 0):
-                self._evaluate(done)
-            if last or (args.save_steps and done % args.save_steps == 0):
-                self._save(done)
+        with self._sigterm_noted():
+            for update in range(start, args.num_total_batches):
+                self._train_on(update)
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
+
+    def _train_on(self, update: int) -> None:
+        """One update from its rollout to its checkpoint."""
+        args, began, done = self.args, time.perf_counter(), update + 1
+        rollout, times = self.rollout(update)
+        self._leave_if_told(update)
+        metrics = self.improve(rollout, update)
+        seconds, tokens = time.perf_counter() - began, rollout.mask_BT.sum().item()
+        metrics |= times | {
+            "time/update_s": seconds - sum(times.values()),
+            "time/tokens_per_s": tokens / seconds,
+            "time/episodes_per_s": args.batch_size / seconds,
+            "lr": self.lr_scheduler.get_last_lr()[0],
+            "update": done,
+        }
+        self.lr_scheduler.step()
+        self.state.global_step, self.state.episode = done, done * args.batch_size
+        self.run.log(metrics, step=self.state.episode)
+        self.control = self.callback_handler.on_step_end(args, self.state, self.control)
+        last = done == args.num_total_batches
+        if last or (args.eval_steps and done % args.eval_steps == 0):
+            self._evaluate(done)
+        if last or (args.save_steps and done % args.save_steps == 0):
+            self._save(done)
+        self._leave_if_told(done)
 
     @torch.no_grad()
     def rollout(self, update: int) -> tuple[Rollout, dict[str, float]]:
@@ -179,7 +227,7 @@ class OpenerPPOTrainer(PPOTrainer):
             prompts,
             max_new_tokens=args.response_length,
             temperature=args.temperature,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=self.end_token_id,
             pad_token_id=tokenizer.pad_token_id,
             seed=seed,
             keys=keys,
@@ -206,25 +254,15 @@ class OpenerPPOTrainer(PPOTrainer):
         return rollout
 
     def scores(self, scenes: list[Scene], openers: list[str], ended_B: torch.Tensor) -> torch.Tensor:
-        """The scorer's opinion of each opener [B], less `missing_eos_penalty` where it did not end by itself.
-
-        Raises ValueError when the scorer's answer is not one finite number a row.
-        """
-        rows = [
-            {"context": [scene.greeting] if scene.greeting else [], "response": opener, "profile": list(scene.profile)}
-            for scene, opener in zip(scenes, openers, strict=True)
-        ]
-        score_B, _ = self.scorer.score(rows)
-        if score_B.shape != (len(rows),):
-            raise ValueError(f"the scorer gave {tuple(score_B.shape)} scores for {len(rows)} openers")
-        if not torch.isfinite(score_B).all():
-            row = int((~torch.isfinite(score_B)).nonzero()[0])
-            raise ValueError(f"the scorer gave {score_B[row].item()} for scene {scenes[row].id!r}: {openers[row]!r}")
+        """The scorer's opinion of each opener [B], less `missing_eos_penalty` where it did not end by itself."""
+        score_B = opinions(self.scorer, scenes, openers)
         return score_B - (self.args.missing_eos_penalty or 0.0) * (~ended_B).to(score_B)
 
     def improve(self, rollout: Rollout, update: int) -> dict[str, float]:
         """One update: rewards, advantages, then epochs of minibatches. Returns its metrics."""
         args, mask_BT = self.args, rollout.mask_BT.float()
+        kl = ((rollout.logp_BT - rollout.ref_logp_BT) * mask_BT).sum(1).mean().item()
+        check_kl(kl, self.config.kl_limit, update)
         kl_BT = ppo.kl_estimate(rollout.logp_BT, rollout.ref_logp_BT, args.kl_estimator)
         rewards_BT = ppo.token_rewards(self._shaped(rollout.score_B), kl_BT, mask_BT, self.kl_coef)
         if args.whiten_rewards:
@@ -234,17 +272,11 @@ class OpenerPPOTrainer(PPOTrainer):
         advantages_BT = ppo.whiten(advantages_BT, mask_BT)
 
         steps: list[dict[str, float]] = []
-        for epoch in range(args.num_ppo_epochs):
-            order = np.random.default_rng([args.seed, update, epoch]).permutation(args.batch_size)
-            for minibatch in np.split(order, args.num_mini_batches):
-                steps.append(self._step(rollout, advantages_BT, returns_BT, minibatch))
-                if self.config.max_approx_kl and steps[-1]["policy/approx_kl"] > self.config.max_approx_kl:
-                    break
-            else:
-                continue
-            break  # this update has gone far enough
-        kl_B = ((rollout.logp_BT - rollout.ref_logp_BT) * mask_BT).sum(1)
-        score, kl = rollout.score_B.mean().item(), kl_B.mean().item()
+        for rows in minibatches(update, args.batch_size, args.num_ppo_epochs, args.num_mini_batches, args.seed):
+            steps.append(self._step(rollout, advantages_BT, returns_BT, rows))
+            if self.config.max_approx_kl and steps[-1]["policy/approx_kl"] > self.config.max_approx_kl:
+                break  # this update has gone far enough
+        score = rollout.score_B.mean().item()
         metrics = {
             "objective/score": score,
             "objective/kl": kl,
@@ -312,8 +344,8 @@ class OpenerPPOTrainer(PPOTrainer):
 
     @torch.no_grad()
     def openers(self, scenes: list[Scene], adapter: str, num_samples: int, seed: int) -> list[dict]:
-        """Rows {"scene_id", "sample", "opener", "ended", "score", "kl", "tokens"}: `num_samples` openers a scene, at the
-        sampling temperature; KL in nats a response, to the reference."""
+        """Rows {"scene_id", "sample", "opener", "ended", "score", "kl", "tokens"}, and "gold" where there is such a judge:
+        `num_samples` openers a scene, at the sampling temperature; KL in nats a response, to the reference."""
         rows, size = [], self.args.local_rollout_forward_batch_size
         todo = [(scene, s) for scene in scenes for s in range(num_samples)]
         for start in range(0, len(todo), size):
@@ -321,19 +353,19 @@ class OpenerPPOTrainer(PPOTrainer):
             keys = np.arange(start, start + len(part))
             read = self.read([scene for scene, _ in part], keys, keys, seed, adapter, Clock())
             kl_B = ((read.logp_BT - read.ref_logp_BT) * read.mask_BT).sum(1)
-            texts = self.processing_class.batch_decode(
-                [r[m] for r, m in zip(read.response_BT, read.mask_BT, strict=True)], skip_special_tokens=True
-            )
+            texts = decode(Samples(read.response_BT, read.mask_BT, read.ended_B), self.processing_class)
+            gold = opinions(self.gold, [scene for scene, _ in part], texts).tolist() if self.gold else None
             for i, (scene, s) in enumerate(part):
                 rows.append(
                     {
                         "scene_id": scene.id,
                         "sample": s,
-                        "opener": texts[i].strip(),
+                        "opener": texts[i],
                         "ended": bool(read.ended_B[i]),
                         "score": read.score_B[i].item(),
                         "kl": kl_B[i].item(),
                         "tokens": int(read.mask_BT[i].sum()),
+                        **({"gold": gold[i]} if gold else {}),
                     }
                 )
         return rows
@@ -341,9 +373,8 @@ class OpenerPPOTrainer(PPOTrainer):
     def _evaluate(self, update: int) -> None:
         """Validation scenes: score, KL, length, diversity; a table of openers; the best policy within max_kl is kept."""
         rows = self.openers(self.val_scenes, POLICY, self.config.val_samples, seed=self.args.seed)
-        metrics = {
-            f"eval/{key}": float(np.mean([row[key] for row in rows])) for key in ("score", "kl", "tokens", "ended")
-        }
+        kept = [key for key in ("score", "gold", "kl", "tokens", "ended") if key in rows[0]]
+        metrics = {f"eval/{key}": float(np.mean([row[key] for row in rows])) for key in kept}
         texts = [row["opener"] for row in rows]
         metrics |= {"eval/distinct_1": distinct(texts, 1), "eval/distinct_2": distinct(texts, 2)}
         self.run.log(metrics, step=update * self.args.batch_size)
@@ -438,9 +469,32 @@ class OpenerPPOTrainer(PPOTrainer):
             )
             os.replace(directory / "adapter.safetensors.tmp", directory / "adapter.safetensors")
 
+    @contextlib.contextmanager
+    def _sigterm_noted(self):
+        """SIGTERM is noted here and obeyed by `_leave_if_told`, where the weights are those between two updates."""
+
+        def note(*_):
+            self.told_to_stop = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _leave_if_told(self, done: int) -> None:
+        """After a SIGTERM, to whichever process: a checkpoint of the `done` updates, then SystemExit."""
+        told = torch.tensor(float(self.told_to_stop), device=self.accelerator.device)
+        if self.accelerator.reduce(told, "sum") > 0:
+            if done:  # before the first update there is nothing to save
+                self._save(done)
+            raise SystemExit(143)
+
     def _save(self, update: int) -> None:
-        """A checkpoint, whole: adapter, value head, optimizer, schedule, coefficients. The last two are kept."""
-        if self.accelerator.is_main_process:
+        """A checkpoint, whole: adapter, values, optimizer, schedule, coefficients, and the best adapter so far. state.json
+        comes last and names each file's sha256. The last two checkpoints are kept."""
+        final = self.run.dir / f"checkpoint-{update}"
+        if self.accelerator.is_main_process and not is_whole(final):
             new = self.run.dir / ".checkpoint.tmp"
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
@@ -452,15 +506,18 @@ class OpenerPPOTrainer(PPOTrainer):
                 {"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()},
                 new / "optimizer.pt",
             )
+            if self.best:
+                shutil.copy(self.run.dir / "best" / "adapter.safetensors", new / "best.safetensors")
             state = {
                 "update": update,
+                "batch_size": self.args.batch_size,
                 "kl_coef": self.kl_coef,
                 "moments": self.moments.state(),
                 "best": self.best,
                 "optimizer_steps": self.optimizer_steps,
+                "files": {path.name: sha256(path) for path in sorted(new.iterdir())},
             }
             write_whole(new / "state.json", json.dumps(state))
-            final = self.run.dir / f"checkpoint-{update}"
             shutil.rmtree(final, ignore_errors=True)
             os.replace(new, final)
             for old in checkpoints(self.run.dir)[:-2]:
@@ -468,13 +525,20 @@ class OpenerPPOTrainer(PPOTrainer):
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> int:
-        """Loads the newest checkpoint, if any; returns the number of updates done."""
+        """Loads the newest whole checkpoint, if any; returns the number of updates done."""
         found = checkpoints(self.run.dir)
+        while found and not is_whole(found[-1]):
+            print(f"{found.pop()} is not whole: going on from the one before it")
         if not found:
             self.run.rewind(-1)
             return 0
         path = found[-1]
         state = json.loads((path / "state.json").read_text())
+        if state["batch_size"] != self.args.batch_size:
+            raise ValueError(
+                f"{path} was made with {state['batch_size']} episodes a batch, now per_device_train_batch_size x "
+                f"gradient_accumulation_steps makes {self.args.batch_size}: keep the product, or take another run_dir"
+            )
         set_peft_model_state_dict(self.policy_model, load_file(path / "adapter.safetensors"), adapter_name=POLICY)
         self.accelerator.unwrap_model(self.model).value_model.load_state_dict(
             load_file(path / "value_head.safetensors")
@@ -484,7 +548,11 @@ class OpenerPPOTrainer(PPOTrainer):
         self.lr_scheduler.load_state_dict(saved["schedule"])
         self.kl_coef, self.best, self.optimizer_steps = state["kl_coef"], state["best"], state["optimizer_steps"]
         self.moments = ppo.RunningMoments(**state["moments"])
+        if self.best and self.accelerator.is_main_process:  # a later best belongs to updates that are made again
+            (self.run.dir / "best").mkdir(exist_ok=True)
+            shutil.copy(path / "best.safetensors", self.run.dir / "best" / "adapter.safetensors")
         self.run.rewind(state["update"] * self.args.batch_size)
+        self.accelerator.wait_for_everyone()
         return state["update"]
 
 
@@ -500,22 +568,74 @@ class Clock:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Whole checkpoints, oldest first: they come into being by a rename."""
+    """Checkpoints, oldest first. They come into being by a rename, so a killed process leaves none by halves."""
     return sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
-def check(args: PPOConfig, scenes: list[Scene]) -> None:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether its files are those that its state.json names: where the machine failed, a rename may outlive its data."""
+    try:
+        files = json.loads((checkpoint / "state.json").read_text())["files"]
+        return all(sha256(checkpoint / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def opinions(scorer: Scorer, scenes: list[Scene], openers: list[str]) -> torch.Tensor:
+    """A scorer's opinion of each opener [B]. Raises ValueError when its answer is not one finite number a row."""
+    rows = [
+        {"context": [scene.greeting] if scene.greeting else [], "response": opener, "profile": list(scene.profile)}
+        for scene, opener in zip(scenes, openers, strict=True)
+    ]
+    score_B, _ = scorer.score(rows)
+    if score_B.shape != (len(rows),):
+        raise ValueError(f"the scorer gave {tuple(score_B.shape)} scores for {len(rows)} openers")
+    if not torch.isfinite(score_B).all():
+        row = int((~torch.isfinite(score_B)).nonzero()[0])
+        raise ValueError(f"the scorer gave {score_B[row].item()} for scene {scenes[row].id!r}: {openers[row]!r}")
+    return score_B
+
+
+def check(config: OpenerConfig, args: PPOConfig, scenes: list[Scene], processes: int) -> None:
     """Refuses settings that cannot work, naming the key."""
     if not scenes:
         raise ValueError("scene_sources gave no training scenes")
+    for key in ("total_episodes", "num_ppo_epochs", "num_mini_batches", "response_length"):
+        if getattr(args, key) is not None and getattr(args, key) < 1:
+            raise ValueError(f"{key} is {getattr(args, key)}: it must be 1 or more")
+    if args.gradient_accumulation_steps % processes:
+        raise ValueError(
+            f"gradient_accumulation_steps {args.gradient_accumulation_steps} must be divisible by the {processes} "
+            "processes: they share it, so that the batch stays the same; lower per_device_train_batch_size for it"
+        )
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if batch % args.num_mini_batches:
+    if batch // processes % args.num_mini_batches:
         raise ValueError(
             f"num_mini_batches {args.num_mini_batches} must divide per_device_train_batch_size x "
-            f"gradient_accumulation_steps = {batch}"
+            f"gradient_accumulation_steps = {batch}" + f" / {processes} processes" * (processes > 1)
         )
     if args.temperature <= 0:
         raise ValueError(f"temperature is {args.temperature}: PPO samples, it must be above 0")
+    if (args.missing_eos_penalty or 0.0) < 0:
+        raise ValueError(f"missing_eos_penalty is {args.missing_eos_penalty}: it is subtracted, so 0 or more")
+    if config.kl_target is not None and args.kl_coef <= 0:
+        raise ValueError(f"kl_coef is {args.kl_coef}: kl_target adapts it by factors, so it must start above 0")
+    if args.torch_compile:
+        raise ValueError("torch_compile: PPO runs eagerly, there is no compiled mode; leave it out")
+
+
+def check_kl(kl: float, limit: float, update: int) -> None:
+    """Ends a run whose policy has left the reference behind: what it says has long stopped being language."""
+    if kl > limit:
+        raise FloatingPointError(
+            f"the KL to the SFT policy is {kl:.1f} nats a response before update {update + 1}, kl_limit is {limit}: raise "
+            "kl_coef, set kl_target or max_approx_kl, or lower learning_rate"
+        )
 
 
 def check_lengths(context: int, args: PPOConfig, scenes: list[Scene], prompts: list[list[int]]) -> None:

@@ -61,6 +61,26 @@ def test_the_estimates_agree_with_the_kl_they_estimate():
         assert torch.isclose((p * ppo.kl_estimate(p.log(), q.log(), estimator)).sum(), exact)
 
 
+def test_entropy_by_hand():
+    # ln 2 of two alike; 1/2 ln 2 + 2 * 1/4 ln 4 = 3/2 ln 2
+    p = torch.tensor([[0.5, 0.5, 1e-30], [0.5, 0.25, 0.25]], dtype=torch.float64)
+    assert torch.allclose(ppo.entropy(p.log()), math.log(2) * torch.tensor([1, 1.5]).double())
+
+
+def test_explained_variance_by_hand():
+    # returns 1, 3, 5: variance 4. Errors 0, 1, -1: variance 1. What stands off the mask does not count.
+    returns, values = tensor([1, 3], [5, 99]), tensor([1, 2], [6, 0])
+    assert ppo.explained_variance(values, returns, tensor([1, 1], [1, 0])).item() == pytest.approx(0.75)
+
+
+def test_running_moments_by_hand():
+    moments = ppo.RunningMoments()
+    assert moments.std == 1.0  # nothing seen
+    for part in (tensor(1, 3), tensor(5)):
+        moments.update(part)
+    assert (moments.count, moments.mean, moments.std) == (3, 3.0, 2.0)
+
+
 def test_the_score_lands_on_the_last_real_token():
     rewards = ppo.token_rewards(tensor(10, 20), tensor([1, 2, 3], [4, 5, 6]), tensor([1, 1, 0], [1, 1, 1]), kl_coef=0.1)
     assert torch.allclose(rewards, tensor([-0.1, 9.8, 0], [-0.4, -0.5, 19.4]))
@@ -97,6 +117,9 @@ def test_value_loss_by_hand():
     loss, statistics = ppo.value_loss(tensor([3, 3]), tensor([1, 1]), tensor([4, 0]), tensor([1, 1]), cliprange=0.5)
     assert torch.allclose(loss, tensor([3.125, 4.5]))
     assert statistics["value/clipfrac"].item() == 1
+    # 0.1 + (0.3 - 0.1) is not 0.3, but nothing was clipped
+    _, statistics = ppo.value_loss(tensor([0.3]), tensor([0.1]), tensor([0]), tensor([1]), cliprange=0.5)
+    assert statistics["value/clipfrac"].item() == 0
 
 
 def test_adapted_kl_coef_by_hand():

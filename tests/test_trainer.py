@@ -1,9 +1,15 @@
 """rl/trainer.py, rl/rollout.py and rl/train.py on the tiny friend: what an update does, resumes, and refusals.
 
-Two processes are covered by the slow test of the stages.
+Beside stock trl: tests/test_parity.py. Several processes: tests/test_processes.py.
 """
 
 import json
+import math
+import os
+import shutil
+import signal
+import time
+import traceback
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +19,14 @@ from trl.experimental.ppo import PPOConfig
 
 from data.scenes import Scene
 from experiments.run import Run
+from models import sampling
 from models.load import load_policy, load_scorer, load_tokenizer
 from rl import train
+from rl import trainer as trainer_module
 from rl.rollout import MergedCopy, Rollout, left_pad, scene_rows
 from rl.train import policy_with_reference
-from rl.trainer import POLICY, REFERENCE, OpenerConfig, OpenerPPOTrainer, checkpoints
+from rl.trainer import POLICY, REFERENCE, Clock, OpenerConfig, OpenerPPOTrainer, check, checkpoints, is_whole
+from tests.tiny_models import save_smollm2
 
 FACTS = ["keeps bees", "is 71", "cannot swim", "bakes rye bread", "plays the tuba", "lost a glove"]
 SCENES = [Scene(f"s{i}", (FACTS[i % 6], FACTS[(2 * i + 1) % 6]), "Hello." if i % 2 else None) for i in range(10)]
@@ -45,11 +54,16 @@ class Says(Likes):
         return self.answer(rows), torch.ones(len(rows), 1)
 
 
+forks = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="autograd cannot be forked where it has started a GPU's threads"
+)
+
+
 @pytest.fixture
 def make(friend_adapter, tmp_path):
     """Makes a trainer in a directory of its own, without wandb."""
 
-    def trainer(name="run", scorer=None, config=None, scenes=SCENES, **settings):
+    def trainer(name="run", scorer=None, config=None, scenes=SCENES, gold=None, **settings):
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)
         defaults = {
@@ -61,9 +75,10 @@ def make(friend_adapter, tmp_path):
         }  # fmt: skip
         args = PPOConfig(output_dir=str(directory), **(defaults | settings))
         config = OpenerConfig(**(config or {}))
-        run = Run(directory, "id", "step", SimpleNamespace(log=lambda row: None))
+        sent = []  # what goes to wandb
+        run = Run(directory, "id", "step", SimpleNamespace(log=sent.append, sent=sent))
         policy, tokenizer = policy_with_reference(friend_adapter, config), load_tokenizer(friend_adapter)
-        return OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer or Likes(), scenes, SCENES[:3])
+        return OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer or Likes(), scenes, SCENES[:3], gold)
 
     return trainer
 
@@ -108,11 +123,14 @@ def test_what_three_updates_do(make):
     assert [row["step"] for row in rows(trainer) if "eval/score" in row] == [0, 16, 24]  # before, during, after
 
 
-def test_accumulation_changes_nothing(make):
-    whole = make("whole", per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    parts = make("parts", per_device_train_batch_size=1, gradient_accumulation_steps=8)
+@pytest.mark.parametrize("separate", [False, True])
+def test_accumulation_changes_nothing(make, separate):
+    settings = {"config": {"separate_value_model": separate}, "total_episodes": 16, "adam_epsilon": 1e-5}
+    whole = make("whole", per_device_train_batch_size=8, gradient_accumulation_steps=1, **settings)
+    parts = make("parts", per_device_train_batch_size=1, gradient_accumulation_steps=8, **settings)
     for trainer in (whole, parts):
         trainer.train()
+        assert trainer.optimizer_steps == 2 * 2 * 2
     expected = weights(whole)
     for name, weight in weights(parts).items():
         assert torch.allclose(weight, expected[name], atol=1e-5), name
@@ -143,6 +161,72 @@ def test_a_step_is_the_gradient_of_the_whole_minibatch(make):
     assert metrics["policy/loss"] == pytest.approx(
         -(advantages * ratio * mask).sum().item() / mask.sum().item(), abs=1e-5
     )
+
+
+def test_a_sample_does_not_depend_on_its_batch(make):
+    trainer = make()
+    whole, _ = trainer.rollout(1)
+    half = np.arange(4, 8)
+    rows_ = scene_rows(1, 8, len(SCENES), seed=1)[half]
+    part = trainer.read([SCENES[row] for row in rows_], rows_, 8 + half, 1, POLICY, Clock())
+    expected = whole.rows(torch.from_numpy(half))
+    assert torch.equal(part.response_BT, expected.response_BT) and torch.equal(part.mask_BT, expected.mask_BT)
+    assert torch.allclose(part.logp_BT, expected.logp_BT, atol=1e-5)
+
+
+def test_a_value_model_of_its_own_is_trained_in_full(make):
+    trainer = make(config={"separate_value_model": True}, total_episodes=16)
+    before = weights(trainer)
+    trainer.train()
+    again = make(config={"separate_value_model": True}, total_episodes=16)
+    again.train()  # finds all updates done, and loads them
+    moved = {name for name, weight in weights(trainer).items() if not torch.equal(before[name], weight)}
+    trunk = {name for name in before if "value_model.trunk" in name}
+    assert trunk and len(trunk - moved) <= 1  # embeddings of tokens that never came stay
+    assert not {name for name in moved if "value_model" not in name and f".{POLICY}." not in name}
+    assert all(torch.equal(weight, weights(again)[name]) for name, weight in weights(trainer).items())
+
+
+def test_metrics_by_hand(make):
+    """Two openers, of two tokens and one, and a model that says what it is told to."""
+    trainer = make(
+        per_device_train_batch_size=2, gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=1,
+        kl_coef=0.5, gamma=1.0, lam=1.0, cliprange=0.2, cliprange_value=0.5,
+    )  # fmt: skip
+    ones, mask = torch.ones(2, 2, dtype=torch.long), torch.tensor([[True, True], [True, False]])
+    rollout = Rollout(
+        ones, ones, torch.tensor([[0, 0], [1, 1]]), mask, torch.tensor([True, False]), torch.arange(2),
+        score_B=torch.tensor([4.0, 1.0]),
+        logp_BT=torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]), ref_logp_BT=torch.tensor([[-1.5, -2.0], [-2.0, 0.0]]),
+        values_BT=torch.tensor([[1.0, 2.0], [0.5, 0.0]]),
+    )  # fmt: skip
+    ratio = torch.tensor([[1.5, 1.0], [0.9, 7.0]])
+    entropy, values = torch.tensor([[1.0, 2.0], [6.0, 9.0]]), torch.tensor([[2.0, 2.0], [0.5, 9.0]])
+    weight = torch.zeros((), requires_grad=True)
+
+    def model(query, query_mask, response, response_mask, temperature):
+        row = response[:, 0]
+        return (rollout.logp_BT + ratio.log())[row] + weight, entropy[row], values[row] + weight
+
+    trainer.model = model
+    trainer.model.parameters = lambda: [weight]
+    found = trainer.improve(rollout, 0)
+
+    # KL: 0.5 + 0 and -1. Rewards: -0.25, 4 and 0.5 + 1. Returns are the sums to come, with lambda = 1: 3.75, 4; 1.5.
+    returns, old = np.array([3.75, 4, 1.5]), np.array([1, 2, 0.5])
+    advantages = (returns - old - np.mean(returns - old)) / np.std(returns - old, ddof=1)
+    surrogate = np.minimum(advantages * [1.5, 1, 0.9], advantages * [1.2, 1, 0.9])
+    expected = {
+        "objective/score": 2.5, "objective/kl": (0.5 - 1) / 2, "objective/kl_coef": 0.5,
+        "objective/rlhf_reward": 2.5 - 0.5 * -0.25, "objective/entropy": 3.0,
+        "response/length": 1.5, "response/ended": 0.5,
+        "policy/loss": -surrogate.mean(), "policy/ratio": 3.4 / 3, "policy/first_ratio": 3.4 / 3,
+        "policy/clipfrac": 1 / 3, "policy/approx_kl": (0.5 - math.log(1.5) - 0.1 - math.log(0.9)) / 3,
+        # value 2 from 1 may count as 1.5 at most: the larger error of the two
+        "value/loss": 0.5 * (2.25**2 + 2**2 + 1) / 3, "value/clipfrac": 1 / 3,
+        "value/explained_variance": 1 - np.var(returns - old) / np.var(returns),
+    }  # fmt: skip
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_score_is_paid_on_the_last_real_token(make, monkeypatch):
@@ -233,6 +317,70 @@ def test_the_kl_coefficient_adapts_and_scores_are_shaped(make):
     assert trainer._shaped(torch.tensor([-1e3, 1e3])).tolist() == [-0.5, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("kind", "factors"),
+    [
+        ("linear", [0, 0.5, 1, 2 / 3, 1 / 3]),
+        ("cosine", [0, 0.5, 1, 0.75, 0.25]),
+        ("constant_with_warmup", [0, 0.5, 1, 1, 1]),
+        ("constant", [1, 1, 1, 1, 1]),
+    ],
+)
+def test_schedules(make, kind, factors):
+    """The learning rate of each of five updates, two of them to warm up."""
+    trainer = make(total_episodes=40, lr_scheduler_type=kind, warmup_steps=2, learning_rate=1e-3)
+    found = []
+    for _ in factors:
+        found.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert found == pytest.approx([1e-3 * factor for factor in factors])
+
+
+def test_the_best_is_chosen_by_the_proxy_within_max_kl(make):
+    """Five evaluations: the highest score is too far from the SFT policy, the highest gold has a low score."""
+    trainer = make(config={"max_kl": 2.0}, total_episodes=32, eval_steps=1)
+    told = iter([(0.0, 0.0, 0.0), (3.0, 9.0, 1.0), (4.0, 0.0, 1.5), (9.0, 0.0, 2.5), (1.0, 99.0, 1.0)])
+
+    def openers(*args, **kwargs):
+        score, gold, kl = next(told)
+        row = {"scene_id": "s0", "sample": 0, "opener": "hello", "ended": True, "tokens": 2}
+        return [row | {"score": score, "gold": gold, "kl": kl}]
+
+    trainer.openers = openers
+    trainer.train()
+    assert trainer.best == {"update": 2, "score": 4.0, "kl": 1.5}
+    assert [row["eval/gold"] for row in rows(trainer) if "eval/gold" in row] == [0, 9, 0, 0, 99]
+    last = weights(trainer, f".{POLICY}.")
+    trainer.load_best()
+    assert any(not torch.equal(weight, last[name]) for name, weight in weights(trainer, f".{POLICY}.").items())
+
+
+def test_an_evaluation_logs_both_scores_and_a_table_of_openers(make):
+    trainer = make(gold=Says(lambda found: 7.0 + torch.arange(len(found))), config={"val_samples": 2})
+    trainer.train()
+    found = [row for row in rows(trainer) if "eval/score" in row]
+    assert [row["eval/gold"] for row in found] == [pytest.approx(9.5)] * 3  # 7, 8, ... 12
+    kept = {"eval/score", "eval/kl", "eval/tokens", "eval/ended", "eval/distinct_1", "eval/distinct_2"}
+    assert all(kept <= row.keys() for row in found) and found[0]["eval/kl"] == pytest.approx(0, abs=1e-4)
+    tables = [row["openers"] for row in trainer.run.wandb.sent if "openers" in row]
+    assert len(tables) == 3
+    for table, step in zip(tables, (0, 16, 24), strict=True):
+        assert table.columns == ["episode", "scene", "profile", "greeting", "opener", "score", "kl"]
+        assert [row[:3] for row in table.data[:3:2]] == [[step, s.id, "; ".join(s.profile)] for s in SCENES[:2]]
+        score = np.mean([row[5] for row in table.data])
+        assert score == pytest.approx(next(row["eval/score"] for row in found if row["step"] == step))
+
+
+def test_a_stop_token_ends_an_opener(make):
+    plain, _ = make("plain").rollout(0)
+    token = int(plain.response_BT[plain.mask_BT].mode().values)
+    short, _ = make("short", stop_token_id=token).rollout(0)
+    for ids, mask, ended in zip(short.response_BT, short.mask_BT, short.ended_B, strict=True):
+        assert ended == (token in ids[mask]) and token not in ids[mask][:-1]
+    assert short.ended_B.any()
+
+
 def test_ppo_raises_a_score_it_can_raise(make):
     trainer = make(
         total_episodes=15 * 16, per_device_train_batch_size=16, gradient_accumulation_steps=1, num_mini_batches=2,
@@ -248,43 +396,123 @@ def test_ppo_raises_a_score_it_can_raise(make):
 # ------------------------------------------------------------------------------------------------ killed
 
 
-class Killed(Exception):
-    pass
+#: Where a process is struck: at which call, counted from the start, of which function. An evaluation of six draws, then
+#: updates of six draws and four steps each; every second one is saved.
+GENERATING, UPDATING = (sampling, "draw", 33), (OpenerPPOTrainer, "_step", 15)
+SAVING, SAVED = (torch, "save", 2), (trainer_module, "write_whole", 2)
 
 
-def kill_at(trainer, update):
-    """The trainer dies in the middle of an update, its rollout made."""
-    improve = trainer.improve
+def strike(monkeypatch, point, number: signal.Signals):
+    """From here on the process sends itself a signal at that point."""
+    owner, name, count = point
+    function, calls = getattr(owner, name), []
 
-    def dying(rollout, number):
-        if number == update:
-            trainer._step(rollout, rollout.values_BT, rollout.values_BT, np.arange(4))
-            raise Killed
-        return improve(rollout, number)
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
 
-    trainer.improve = dying
-    with pytest.raises(Killed):
-        trainer.train()
+    monkeypatch.setattr(owner, name, counted)
 
 
-@pytest.mark.parametrize("update", [1, 4])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(make, update):
-    settings = {
-        "total_episodes": 48, "eval_steps": 3,
-        "config": {"kl_target": 1.0, "normalize_score": True},
-    }  # fmt: skip
-    alone = make("alone", **settings)
-    alone.train()
-    kill_at(make("killed", **settings), update)
-    again = make("killed", **settings)
-    again.train()
+def in_a_child(work, timeout=600) -> int:
+    """Runs `work` in a forked process; its exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError("the forked process did not end")
+
+
+def same_run(again, alone):
+    """Bit for bit: every row, every weight, the best and its weights."""
     assert rows(again) == rows(alone)
     expected = weights(alone)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights(again).items())
     assert again.best == alone.best and again.optimizer_steps == alone.optimizer_steps
-    assert (again.run.dir / "best" / "adapter.safetensors").read_bytes() == (
-        alone.run.dir / "best" / "adapter.safetensors"
-    ).read_bytes()
+    best = "best/adapter.safetensors"
+    assert (again.run.dir / best).read_bytes() == (alone.run.dir / best).read_bytes()
+
+
+LONG = {"total_episodes": 40, "eval_steps": 3, "config": {"kl_target": 1.0, "normalize_score": True}}
+
+
+@forks
+def test_a_killed_run_goes_on_as_if_it_had_not_been(make, monkeypatch):
+    alone = make("alone", **LONG)
+    alone.train()
+    points = {"generating": GENERATING, "updating": UPDATING, "saving": SAVING, "before the rename": SAVED}
+    for name, point in points.items():
+        with monkeypatch.context() as context:
+            strike(context, point, signal.SIGKILL)
+            assert in_a_child(lambda name=name: make(name, **LONG).train()) == -signal.SIGKILL, name
+        assert [path.name for path in checkpoints(alone.run.dir.parent / name)] == ["checkpoint-2"]
+        torch.manual_seed(99)  # no random state is needed
+        np.random.seed(99)
+        again = make(name, **LONG)
+        again.train()
+        same_run(again, alone)
+
+
+@forks
+def test_sigterm_saves_before_leaving(make, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    alone = make("alone", **LONG)
+    alone.train()
+    for name, point, found in (
+        ("generating", (sampling, "draw", 14), "checkpoint-1"),  # what is saved is the update before
+        ("updating", (OpenerPPOTrainer, "_step", 6), "checkpoint-2"),  # the update is brought to its end
+    ):
+        with monkeypatch.context() as context:
+            strike(context, point, signal.SIGTERM)
+            assert in_a_child(lambda name=name: make(name, save_steps=100, **LONG).train()) == 143, name
+        assert [path.name for path in checkpoints(alone.run.dir.parent / name)] == [found]
+        again = make(name, save_steps=100, **LONG)
+        again.train()
+        same_run(again, alone)
+    assert signal.getsignal(signal.SIGTERM) == before  # given back after training
+
+
+def test_of_a_half_written_checkpoint_the_one_before_it_is_used(make, capsys):
+    settings = {"total_episodes": 32, "save_steps": 1, "eval_steps": 3}
+    alone = make("alone", **settings)
+    alone.train()
+    make("broken", **settings).train()
+    last = alone.run.dir.parent / "broken" / "checkpoint-4"
+    assert is_whole(last)
+    whole = (last / "optimizer.pt").read_bytes()
+    (last / "optimizer.pt").write_bytes(whole[: len(whole) // 2])  # as after a power cut
+    assert not is_whole(last)
+    again = make("broken", **settings)
+    again.train()
+    assert "checkpoint-4 is not whole: going on from the one before it" in capsys.readouterr().out
+    assert is_whole(last)
+    same_run(again, alone)
+
+
+def test_a_checkpoint_of_another_batch_is_refused(make):
+    make(total_episodes=8).train()
+    with pytest.raises(
+        ValueError, match="was made with 8 episodes a batch, now per_device_train_batch_size x .* makes 4"
+    ):
+        make(total_episodes=8, per_device_train_batch_size=2).train()
 
 
 def test_a_run_killed_after_its_last_update_trains_no_more(make):
@@ -310,7 +538,7 @@ def test_two_checkpoints_are_kept_and_nothing_pickled_is_read(make):
     assert [path.name for path in checkpoints(trainer.run.dir)] == ["checkpoint-4", "checkpoint-5"]
     for path in checkpoints(trainer.run.dir):
         assert {p.name for p in path.iterdir()} == {
-            "adapter.safetensors", "value_head.safetensors", "optimizer.pt", "state.json",
+            "adapter.safetensors", "value_head.safetensors", "optimizer.pt", "best.safetensors", "state.json",
         }  # fmt: skip
         torch.load(path / "optimizer.pt", weights_only=True)
 
@@ -376,6 +604,61 @@ def test_settings_that_cannot_work_are_refused(make):
         make(scenes=[*SCENES, Scene("long", ("likes plums and pears",) * 60)])
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_mini_batches": 16}, "num_mini_batches 16 must divide .* = 8"),  # more minibatches than samples
+        ({"num_mini_batches": 0}, "num_mini_batches is 0: it must be 1 or more"),
+        ({"total_episodes": 0}, "total_episodes is 0"),
+        ({"num_ppo_epochs": 0}, "num_ppo_epochs is 0"),
+        ({"response_length": 0}, "response_length is 0"),
+        ({"missing_eos_penalty": -1.0}, "missing_eos_penalty is -1.0"),
+        ({"kl_coef": 0.0}, "kl_coef is 0.0: kl_target adapts it by factors"),
+        ({"torch_compile": True}, "torch_compile: PPO runs eagerly"),
+        ({"processes": 3}, "gradient_accumulation_steps 2 must be divisible by the 3 processes"),
+        ({"processes": 2, "num_mini_batches": 8}, "num_mini_batches 8 must divide .* = 8 / 2 processes"),
+    ],
+)
+def test_a_key_that_cannot_work_is_named(changed, message):
+    settings = SimpleNamespace(
+        total_episodes=8, num_ppo_epochs=1, num_mini_batches=1, response_length=4, missing_eos_penalty=None, kl_coef=0.1,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, temperature=1.0, torch_compile=False, processes=1,
+    )  # fmt: skip
+    vars(settings).update(changed)
+    with pytest.raises(ValueError, match=message):
+        check(OpenerConfig(kl_target=1.0), settings, SCENES, settings.processes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("kl_target", 0.0), ("score_clip", 0.0), ("kl_limit", -1.0), ("max_approx_kl", 0.0), ("max_kl", 0)],
+)
+def test_a_limit_must_be_above_0(key, value):
+    with pytest.raises(ValueError, match=f"{key} is {value}"):
+        OpenerConfig(**{key: value})
+
+
+def test_a_trunk_trained_in_full_is_not_quantized():
+    with pytest.raises(ValueError, match="separate_value_model trains a trunk in full, which quantization 4bit cannot"):
+        OpenerConfig(separate_value_model=True, quantization="4bit")
+
+
+def test_a_kl_that_explodes_ends_the_run(make):
+    trainer = make(config={"kl_limit": 1e-3}, learning_rate=0.1, save_steps=1)
+    with pytest.raises(FloatingPointError, match=r"nats a response before update 2, kl_limit is 0.001: raise kl_coef"):
+        trainer.train()
+    assert [path.name for path in checkpoints(trainer.run.dir)] == ["checkpoint-1"]
+
+
+def test_an_adapter_of_another_base_is_refused(friend_adapter, tmp_path):
+    path = shutil.copytree(friend_adapter, tmp_path / "adapter")
+    config = json.loads((path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = save_smollm2(tmp_path / "other")
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="does not fit its base .*other"):
+        policy_with_reference(str(path), OpenerConfig())
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(make):
     trainer = make()
     trainer.train()
@@ -408,6 +691,7 @@ def test_the_stage_end_to_end(friend_adapter, tiny_scorer, tmp_path, capsys, mon
         assert [(r["scene_id"], r["sample"]) for r in found] == [(s.id, i) for s in SCENES[:6] for i in range(2)]
         assert summary[name]["score"] == pytest.approx(np.mean([r["score"] for r in found]))
     assert summary["sft"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert summary["best"]["update"] in (0, 2) and (directory / summary["best"]["adapter"]).exists()
     gain = summary["gain"]
     assert gain["scenes"] == 6 and gain["low"] <= gain["score"] <= gain["high"]
     assert gain["score"] == pytest.approx(summary["ppo"]["score"] - summary["sft"]["score"])
