@@ -32,16 +32,26 @@ def figures(experiment: Path) -> dict[str, str]:
     def both(key: str, digits: int = 2) -> str:
         return f"{ppo['sft'][key]:.{digits}f} → {ppo['ppo'][key]:.{digits}f}"
 
+    gold = {}
+    if "gold_gain" in ppo:
+        g = ppo["gold_gain"]
+        gold["the same on gold, which PPO never saw"] = f"{g['gold']:+.3f} [{g['low']:+.3f}, {g['high']:+.3f}]"
     return {
         "SFT: bits per byte of the friend's text, validation": (
             f"{sft['before'][f'eval_{bits}']:.3f} → {sft['after'][f'eval_{bits}']:.3f}"
         ),
         "SFT: the same on test, after": f"{sft['test'][f'test_{bits}']:.3f}",
         "reward: macro-F1 on test, before → after": f"{before:.3f} → {after:.3f}",
-        "reward: true reply above a swapped one, test": f"{reward['test/true_above_swapped']:.3f}",
+        "reward: true reply above a swapped one, before → after": (
+            f"{reward['before/test/true_above_swapped']:.3f} → {reward['test/true_above_swapped']:.3f}"
+        ),
+        "reward: true reply above any negative, before → after": (
+            f"{reward['before/test/true_above']:.3f} → {reward['test/true_above']:.3f}"
+        ),
         "**PPO − SFT: score on test scenes, 95 % interval**": (
             f"**{gain['score']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]**"
         ),
+        **gold,
         "score, SFT → PPO": both("score", 3),
         "KL to SFT, nats a response": f"{ppo['ppo']['kl']:.2f}",
         "temperature of sampling and KL": f"{ppo['temperature']}",

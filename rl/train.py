@@ -76,7 +76,8 @@ def policy_with_reference(sft: str, config: OpenerConfig):
 
 
 def compared(rows: dict[str, list[dict]], scenes: list[Scene]) -> dict:
-    """Means of both sides on the test scenes, and the gain in score with its 95 % interval over scenes."""
+    """Means of both sides on the test scenes, and the gain in score, and in gold where it was asked, with its 95 % interval
+    over scenes."""
     training_texts = [turn.text for dialogue in sample.load("train") for turn in dialogue.turns]
     summary = {}
     for name, part in rows.items():
@@ -93,18 +94,20 @@ def compared(rows: dict[str, list[dict]], scenes: list[Scene]) -> dict:
             "question": float(np.mean(["?" in text for text in texts])),
             "copied_8_words": copied(texts, training_texts),
         }
-    per_scene = {name: scene_means(part, scenes) for name, part in rows.items()}
-    gain = per_scene["ppo"] - per_scene["sft"]
-    low, high = interval(gain)
-    return {**summary, "gain": {"score": float(gain.mean()), "low": low, "high": high, "scenes": len(scenes)}}
+    for key, name in (("score", "gain"), ("gold", "gold_gain")):
+        if key in rows["ppo"][0]:
+            gain = scene_means(rows["ppo"], scenes, key) - scene_means(rows["sft"], scenes, key)
+            low, high = interval(gain)
+            summary[name] = {key: float(gain.mean()), "low": low, "high": high, "scenes": len(scenes)}
+    return summary
 
 
-def scene_means(rows: list[dict], scenes: list[Scene]) -> np.ndarray:
-    """Mean score of each scene's samples, in the order of `scenes`."""
-    scores: dict[str, list[float]] = {scene.id: [] for scene in scenes}
+def scene_means(rows: list[dict], scenes: list[Scene], key: str) -> np.ndarray:
+    """Mean `key` of each scene's samples, in the order of `scenes`."""
+    values: dict[str, list[float]] = {scene.id: [] for scene in scenes}
     for row in rows:
-        scores[row["scene_id"]].append(row["score"])
-    return np.array([np.mean(scores[scene.id]) for scene in scenes])
+        values[row["scene_id"]].append(row[key])
+    return np.array([np.mean(values[scene.id]) for scene in scenes])
 
 
 def save_policy(trainer: OpenerPPOTrainer, tokenizer, run: Run, sft: str) -> None:
