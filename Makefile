@@ -5,7 +5,7 @@
 EXP    ?= tiny
 SEED   ?= 1
 PYTHON ?= python3.11
-MODEL  ?= friend-reward
+MODEL  ?= runs/tiny/reward-s1
 # Extra flags for installing torch, e.g. an index with CPU builds: the plain pin brings the CUDA build on Linux.
 TORCH_FLAGS ?=
 
@@ -33,7 +33,7 @@ endif
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
-	@echo "  Variables: EXP (tiny), SEED (1), MODEL (friend-reward), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
+	@echo "  Variables: EXP (tiny), SEED (1), MODEL (runs/tiny/reward-s1), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
 	$(PY) -m data
@@ -45,7 +45,7 @@ base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (IC
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward
-reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=friend-reward (ICEBREAKER_DATA)
+reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run (ICEBREAKER_DATA)
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL) --run_dir runs/reward-eval/$(notdir $(MODEL))
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
 	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml

@@ -37,7 +37,7 @@ def main(what: list[str]) -> None:
     print(json.dumps(reward()))
 
 
-def reward(name: str = "friend-reward") -> dict:
+def reward(name: str = "runs/tiny/reward-s1") -> dict:
     """Figures of the scorer `name`; texts are the sample's own turns with up to four turns before them."""
     rows = replies()
     scorer = load_scorer(name)

@@ -7,8 +7,8 @@ nothing to say to it; reward/pairs.py says what each source knows of that, rewar
 said. Preset `text` predicts the emotion of the utterance itself, as the original recipe's reward did. models/scorer.py
 turns either into one number.
 
-LoRA on every linear layer and fresh heads, all weights (`use_peft: false`), or on from an adapter that ships
-(`model_name_or_path: friend-reward`). The best checkpoint on validation is kept, and one temperature is fitted there (Guo
+LoRA on every linear layer and fresh heads, all weights (`use_peft: false`), or on from a trained adapter
+(`model_name_or_path`). The best checkpoint on validation is kept, and one temperature is fitted there (Guo
 et al. 2017). What is left out: human ratings of engagement, which only judge a reward and never train it.
 
 Axes: B rows, K members, R labels (reactions), E emotions.

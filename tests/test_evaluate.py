@@ -1,6 +1,6 @@
 """reward/evaluate.py: its arithmetic by hand, and the whole of it on a scorer whose judgement is known.
 
-Not covered: the figures of friend-reward itself; `make reward-eval` prints them beside their bars.
+Not covered: the figures of a trained reward; `make reward-eval` prints them beside their bars.
 """
 
 import json
