@@ -1,6 +1,6 @@
 """Does the reward agree with people? One table of what a reward can be held to, each figure beside its bar.
 
-    make reward-eval     # python -m reward.evaluate --reward_model_path runs/tiny/reward-s1 --run_dir runs/reward-eval/reward-s1
+    make reward-eval     # python -m reward.evaluate --reward_model_path runs/tiny/reward-s1
 
 Reads the human ratings of Ghazarian et al. 2020 (engagement/), Topical-Chat's ratings, DailyDialog's and GoEmotions' test
 splits and the probes. What is absent on this machine is left out of the table, with a line saying so. Writes table.md,
@@ -45,10 +45,16 @@ LENGTH_RATIO = 0.8  # "within 20 % in length": the shorter has at least this sha
 class EvaluateConfig(RunConfig):
     """Which reward, and where the data lie."""
 
-    reward_model_path: str = field(default="runs/tiny/reward-s1", metadata={"help": "a run, a shipped name or a hub id"})
+    reward_model_path: str = field(
+        default="runs/tiny/reward-s1", metadata={"help": "a run, a shipped name or a hub id"}
+    )
     data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
     max_rows: int = field(default=3000, metadata={"help": "true replies of a corpus to score at most"})
     seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.run_dir = self.run_dir or f"runs/reward-eval/{Path(self.reward_model_path).name}"
 
 
 @dataclass
