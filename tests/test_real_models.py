@@ -120,7 +120,6 @@ def test_a_tiny_model_goes_through_all_stages(name, bases, encoders, corpora, tm
     reward.main(*parsed(
         monkeypatch, f"{name}/reward.yaml", reward.RewardConfig, run_dir=where["reward"], data_root=corpora,
         model_name_or_path=encoders[name], num_train_epochs=0.05, max_eval_samples=20, eval_steps=0.5,
-        max_rows={"sample": 40, "daily": 40},
     ))  # fmt: skip
 
     checkpointed = []
