@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRESETS = ("reaction", "text")
 AGGREGATES = ("mean", "pessimistic", "min")
@@ -155,14 +155,15 @@ class Scorer:
                 raise ValueError(f"row {i}: {error}") from None
         self.model.eval()
         inputs = encode(self.tokenizer, rows, self.max_length, self.preset)
-        pad = DataCollatorWithPadding(self.tokenizer)
         logits_BN = torch.empty(len(rows), self.num_members * len(self.labels))
         emotion_logits_BE = None
         # Rows of like length share a batch: little is padding.
         order = sorted(range(len(rows)), key=lambda i: len(inputs[i]["input_ids"]), reverse=True)
         for start in range(0, len(rows), batch_size):
             chosen = order[start : start + batch_size]
-            outputs = self.model(**pad([inputs[i] for i in chosen]).to(self.model.device))
+            # On the right, whatever the tokenizer was saved with: a Bert's first state must be the [CLS], not a pad.
+            batch = self.tokenizer.pad([inputs[i] for i in chosen], padding_side="right", return_tensors="pt")
+            outputs = self.model(**batch.to(self.model.device))
             logits_BN[chosen] = outputs.logits.float().cpu()
             if "emotion_logits" in outputs:
                 if emotion_logits_BE is None:

@@ -3,6 +3,7 @@
 Not covered here: that the real recipe reaches its numbers (experiments/tiny/reward.yaml's head states them).
 """
 
+import copy
 import json
 import os
 import random
@@ -144,6 +145,15 @@ def test_neither_order_nor_batch_size_changes_a_score(scorer, batch_size):
     found, _ = scorer.score([rows[i] for i in order], batch_size)
     assert torch.allclose(found, expected[order], atol=1e-4)
     assert expected.std() > 1e-2  # the rows differ, or the test could not fail
+
+
+def test_a_tokenizer_that_pads_on_the_left_changes_no_score(tokenizer):
+    text = make_scorer(tokenizer, "text")
+    expected, _ = text.score(ROWS)
+    left = copy.copy(text)
+    left.tokenizer = copy.deepcopy(tokenizer)
+    left.tokenizer.padding_side = "left"
+    assert torch.allclose(left.score(ROWS)[0], expected, atol=1e-6)
 
 
 def word(rng, most):
