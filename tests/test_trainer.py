@@ -681,7 +681,7 @@ def test_the_stage_end_to_end(friend_adapter, tiny_scorer, tmp_path, capsys, mon
     args = PPOConfig(
         output_dir=str(directory), sft_model_path=friend_adapter, reward_model_path=tiny_scorer, total_episodes=32,
         per_device_train_batch_size=16, gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=1,
-        response_length=6, temperature=1.0, learning_rate=1e-2, use_cpu=True, bf16=False, seed=1, disable_tqdm=True,
+        response_length=6, temperature=1.0, learning_rate=1e-2, use_cpu=True, bf16=False, seed=2, disable_tqdm=True,
     )  # fmt: skip
     train.main(OpenerConfig(run_dir=str(directory), test_samples=2), args)
 
@@ -704,7 +704,8 @@ def test_the_stage_end_to_end(friend_adapter, tiny_scorer, tmp_path, capsys, mon
     ids = torch.tensor([[5, 60, 70, 80]])
     with torch.no_grad():
         logits = policy(input_ids=ids).logits
-        assert not torch.allclose(logits, load_policy(friend_adapter).eval()(input_ids=ids).logits)
+        is_sft = torch.allclose(logits, load_policy(friend_adapter).eval()(input_ids=ids).logits)
+    assert is_sft == (summary["best"]["update"] == 0)  # the best may be the one before training
     assert load_tokenizer(str(directory)).chat_template
     assert {p.name for p in (directory / "model").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     lineage = json.loads((directory / "lineage.json").read_text())
