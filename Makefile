@@ -46,7 +46,7 @@ base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (IC
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward
 reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run (ICEBREAKER_DATA)
-	$(PY) -m reward.evaluate --reward_model_path $(MODEL) --run_dir runs/reward-eval/$(notdir $(MODEL))
+	$(PY) -m reward.evaluate --reward_model_path $(MODEL)
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
 	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml
 ppo: $(PPO)/summary.json  ## PPO on openers; runs sft and reward first where they are missing

@@ -11,20 +11,16 @@ glued to training, the even turns (0, 2, ...) are the person's, nothing is remov
 profiles.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from data import daily, empathetic, sample
+from data import empathetic
+from data.corpora import LOADERS, same_words
 from data.dialogue import SPLITS, Dialogue, swap
 from data.profile import derive_profile, opener_readings
 
 PRESETS = ("clean", "original")
-LOADERS = {
-    "sample": lambda split, root: sample.load(split),
-    "empathetic": empathetic.load,
-    "daily": daily.load,
-}
+SOURCES = ("sample", "openers", "empathetic", "daily")
 KEPT_EMOTIONS = frozenset(("neutral", "happiness", "surprise"))
 
 #: Why a row is dropped, in the order in which the rules are asked: the first that applies is counted.
@@ -44,7 +40,7 @@ class Count:
 
 
 def mixture(
-    preset: str = "clean", sources: tuple[str, ...] = tuple(LOADERS), root: str | None = None
+    preset: str = "clean", sources: tuple[str, ...] = SOURCES, root: str | None = None
 ) -> tuple[dict[str, list[Dialogue]], list[Count]]:
     """Examples by split, in the sources' order (not shuffled), and a Count for each source and split of the files.
 
@@ -53,10 +49,10 @@ def mixture(
     """
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}, not one of {PRESETS}")
-    if unknown := [source for source in sources if source not in LOADERS]:
-        raise ValueError(f"source {unknown[0]!r} is not one of {tuple(LOADERS)}")
-    if preset == "original" and "sample" in sources:
-        raise ValueError("preset original knows nothing of the sample: leave it out of the sources")
+    if unknown := [source for source in sources if source not in SOURCES]:
+        raise ValueError(f"source {unknown[0]!r} is not one of {SOURCES}")
+    if preset == "original" and {"sample", "openers"} & set(sources):
+        raise ValueError("preset original knows nothing of the sample and its openers: leave them out of the sources")
 
     splits, counts, held_out = {}, [], set()
     for split in reversed(SPLITS):
@@ -102,7 +98,7 @@ def clean_reason(dialogue: Dialogue, words: str, held_out: set[str], seen: set[s
         return "held out"
     if reason := filter_reason(dialogue):
         return reason
-    if len(dialogue.turns) < 2:
+    if len(dialogue.turns) < 2 and dialogue.source != "openers":
         return "short"
     return "repeated" if words in seen else None
 
@@ -124,11 +120,3 @@ def examples_of(dialogue: Dialogue) -> list[Dialogue]:
     if dialogue.source != "daily":
         return [dialogue]
     return [replace(side, profile=derive_profile(side)) for side in (dialogue, swap(dialogue))]
-
-
-def same_words(dialogue: Dialogue) -> str:
-    """The letters and digits of all turns: equal for dialogues that repeat each other word for word.
-
-    Case, punctuation, spaces and the cut into turns do not count: corpora repeat a dialogue tokenised another way.
-    """
-    return re.sub(r"[\W_]+", "", "".join(turn.text for turn in dialogue.turns).lower())

@@ -1,5 +1,8 @@
 """The order in which a Trainer reads its rows."""
 
+from collections.abc import Iterator
+from itertools import chain
+
 import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -8,7 +11,9 @@ class EpochOrder(LengthGroupedSampler):
     """Rows of like length share a batch, in an order that is a function of seed and epoch alone.
 
     transformers draws the order from the global random state, which a resumed run has no longer at its epoch's start: it
-    would read some rows twice and others never. The Trainer calls `set_epoch` before each epoch.
+    would read some rows twice and others never. Its batches also come sorted, fifty at a time from the longest to the
+    shortest, so that a mixture's sources follow each other in waves; here they are shuffled, but for the first, which
+    holds the longest row: what does not fit into memory shows at once. The Trainer calls `set_epoch` before each epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
@@ -18,3 +23,10 @@ class EpochOrder(LengthGroupedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         self.generator.manual_seed(1_000_003 * self.seed + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(super().__iter__())
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        last = batches.pop() if len(batches[-1]) < self.batch_size else []  # in the middle it would shift the others
+        first, rest = batches[:1], batches[1:]
+        return chain(*first, *(rest[i] for i in torch.randperm(len(rest), generator=self.generator)), last)

@@ -26,6 +26,7 @@ from transformers import pipeline
 from data import sample
 from models.load import load_scorer
 from models.scorer import Scorer, encode
+from reward.pairs import context_of
 
 ROUNDS = 5
 BATCH = 64
@@ -86,11 +87,7 @@ def reward(name: str = "runs/tiny/reward-s1") -> dict:
 def replies() -> list[dict]:
     """The sample's test turns, in order, with up to four turns before each."""
     return [
-        {
-            "context": [t.text for t in d.turns[max(0, i - 4) : i]],
-            "response": d.turns[i].text,
-            "profile": list(d.profile),
-        }
+        {"context": context_of(d, i), "response": d.turns[i].text, "profile": list(d.profile)}
         for d in sample.load("test")
         for i in range(len(d.turns))
     ]

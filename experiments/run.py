@@ -170,6 +170,12 @@ def run_directory(config: RunConfig, seed: int) -> Path:
     return Path("runs") / recipe.resolve().parent.name / f"{recipe.stem}-s{seed}"
 
 
+def last_checkpoint(directory: Path) -> Path | None:
+    """The latest checkpoint that was written to its end (trainer_state.json is its last file), or None."""
+    whole = [path.parent for path in directory.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
 def weights_hash(path: str | Path) -> str | None:
     """sha256 of the safetensors of a run or model directory; None for a hub id (its revision is not on disk)."""
     path = Path(path)

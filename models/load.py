@@ -25,7 +25,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 
-PAIR_NAMES = {kind.__name__ for kind in ARCHITECTURES.values()}
+#: What our own classifiers are called in a config.json.
+PAIR_CLASSES = {kind.__name__: kind for kind in ARCHITECTURES.values()}
 
 
 def resolve(name: str) -> str:
@@ -133,8 +134,8 @@ def load_scorer(name: str | Path, device: str | torch.device = "cpu") -> Scorer:
     if (Path(path) / "adapter_config.json").exists():
         model = load_reward_adapter(path).merge_and_unload()
     else:
-        is_pair = settings is not None and AutoConfig.from_pretrained(path).architectures[0] in PAIR_NAMES
-        kind = ARCHITECTURES[settings["architecture"]] if is_pair else AutoModelForSequenceClassification
+        name = (AutoConfig.from_pretrained(path).architectures or [""])[0]
+        kind = PAIR_CLASSES.get(name, AutoModelForSequenceClassification)
         model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     return Scorer(model.to(device), tokenizer, **(settings or _text_settings(model.config, path)))
 

@@ -95,6 +95,16 @@ def sample(
     return Samples(response[:, :T], torch.arange(T, device=device)[None] < size[:, None], ended)
 
 
+def say(
+    model: torch.nn.Module, tokenizer, prompts: Sequence[Sequence[int]], **settings
+) -> tuple[list[str], list[bool]]:
+    """`sample` with the tokenizer's own end and pad: the texts, and whether each one ended."""
+    samples = sample(
+        model, prompts, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **settings
+    )
+    return decode(samples, tokenizer), samples.ended_B.tolist()
+
+
 def prompt_ids(tokenizer, chat: list[dict[str, str]]) -> list[int]:
     """Token ids of a chat, up to and with the mark that opens the model's turn."""
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.load import PRETRAINED, load_policy, load_scorer, load_tokenizer
-from models.sampling import decode, prompt_ids, sample
+from models.sampling import prompt_ids, say
 
 #: What a person might say first: the card shows the replies, unedited.
 FIRST_LINES = """My dog died yesterday.
@@ -182,16 +182,8 @@ def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 def replies(run: Path) -> str:
     tokenizer, model = load_tokenizer(str(run)), load_policy(str(run)).eval()
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": line}]) for line in FIRST_LINES]
-    said = sample(
-        model,
-        prompts,
-        max_new_tokens=48,
-        temperature=0.7,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        seed=1,
-    )
-    return "\n".join(f"| {line} | {text} |" for line, text in zip(FIRST_LINES, decode(said, tokenizer), strict=True))
+    said, _ = say(model, tokenizer, prompts, max_new_tokens=48, temperature=0.7, seed=1)
+    return "\n".join(f"| {line} | {text} |" for line, text in zip(FIRST_LINES, said, strict=True))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from models.embed import embed
 from models.load import load_scorer, resolve
 from models.scorer import Scorer
 from reward.negatives import NEAREST, add_negatives
-from reward.pairs import CONTEXT_TURNS, load_dialogues, reaction_rows
+from reward.pairs import context_of, load_dialogues, reaction_rows
 from reward.probes import KINDS, load_probes
 from reward.train import targets
 
@@ -54,7 +54,9 @@ class EvaluateConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.run_dir = self.run_dir or f"runs/reward-eval/{Path(self.reward_model_path).name}"
+        # Of runs/full/reward-s1 full-reward-s1: every experiment has a reward-s1.
+        name = "-".join(Path(self.reward_model_path).parts[-2:])
+        self.run_dir = self.run_dir or f"runs/reward-eval/{name}"
 
 
 @dataclass
@@ -149,8 +151,7 @@ def rated_turns(scorer: Scorer, root: Path, config: EvaluateConfig, folder: Path
         for i, turn in enumerate(dialogue.turns):
             if turn.rating is not None:
                 place[i] = len(rows)
-                context = [before.text for before in dialogue.turns[max(0, i - CONTEXT_TURNS) : i]]
-                rows.append({"context": context, "response": turn.text, "rating": turn.rating})
+                rows.append({"context": context_of(dialogue, i), "response": turn.text, "rating": turn.rating})
         for i in place.values():
             for j in place.values():
                 a, b = rows[i], rows[j]
@@ -176,7 +177,7 @@ def true_replies(scorer: Scorer, root: Path, config: EvaluateConfig, folder: Pat
     """DailyDialog test: a true reply against a random one, and a random one of the 50 nearest contexts; its length."""
     rng = np.random.default_rng(config.seed)
     rows = [
-        {"context": [t.text for t in d.turns[max(0, i - CONTEXT_TURNS) : i]], "response": d.turns[i].text, "id": d.id}
+        {"context": context_of(d, i), "response": d.turns[i].text, "id": d.id}
         for d in daily.load("test", str(root))
         for i in range(1, len(d.turns))
     ]
@@ -207,12 +208,11 @@ def named_emotions(scorer: Scorer, root: Path, config: EvaluateConfig, folder: P
         comments = list(emotions.load(split, str(root)))
         present[split] = np.array([[label in labels for label in emotions.LABELS] for _, labels in comments])
         probs[split] = scorer.emotions([{"context": [], "response": text} for text, _ in comments]).numpy()
-    grid = np.linspace(0.02, 0.9, 89)
-    guess = np.zeros_like(present["test"])
-    for e in range(len(emotions.LABELS)):
-        truth, p = present["validation"][:, e], probs["validation"][:, e]
-        best = max(grid, key=lambda t: f1_score(truth, p >= t, zero_division=0))
-        guess[:, e] = probs["test"][:, e] >= best
+    grid_G = np.linspace(0.02, 0.9, 89)
+    guess_GBE = probs["validation"] >= grid_G[:, None, None]
+    hits_GE = (guess_GBE & present["validation"]).sum(1)
+    f1_GE = 2 * hits_GE / np.maximum(guess_GBE.sum(1) + present["validation"].sum(0), 1)
+    guess = probs["test"] >= grid_G[f1_GE.argmax(0)]
     value = f1_score(present["test"], guess, average="macro", zero_division=0)
     return [Measure("GoEmotions macro-F1, 28 labels", value, bar=0.44, aim=0.50)]
 

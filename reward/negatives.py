@@ -7,6 +7,8 @@
     unwelcome   a line of reward/unwelcome.jsonl (manipulation, flattery, intrusion, coldness, boilerplate, dullness) in
                 the reply's place, or added to it
     spoilt      shouted, flooded with emoji, or turned into an interrogation
+    machine     what a small language model says in the reply's place: whole sentences, often without sense, in the very
+                style of the openers that PPO starts from. A reward that never saw any takes them for people's
 
 Each is labelled DISENGAGED with a probability of its own: a wrong moment may pass for a right one.
 """
@@ -14,15 +16,24 @@ Each is labelled DISENGAGED with a probability of its own: a wrong moment may pa
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
+from data.dialogue import INSTRUCTIONS, system_text
 from data.source import read_jsonl
 from models.embed import embed
+from models.load import load_policy, load_tokenizer
+from models.sampling import prompt_ids, say
 from reward.emotions import DISENGAGED
 
 UNWELCOME = Path(__file__).parent / "unwelcome.jsonl"
 #: kind -> probability that the other one has nothing to say.
-KINDS = {"swapped": 1.0, "nearest": 0.9, "moment": 0.7, "corrupted": 0.95, "unwelcome": 0.95, "spoilt": 0.9}
+KINDS = {
+    "swapped": 1.0, "nearest": 0.9, "moment": 0.7, "corrupted": 0.95, "unwelcome": 0.95, "spoilt": 0.9, "machine": 0.8,
+}  # fmt: skip
 NEAREST = 50
+#: Who writes the machine's lines, and how: the shipped friend, a little freer than PPO samples.
+MACHINE, MACHINE_TEMPERATURE, MACHINE_TOKENS = "friend-sft", 0.7, 40
 EMOJI = "😀 😂 🎉 ❤️ 🔥 ✨ 🥳 😍 🙌 💯 🌟 😎 💕 🤩 👏 🌈 🍀 😘 🚀 💖".split()
 
 
@@ -132,9 +143,40 @@ def spoilt_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> lis
     return made
 
 
+def machine_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """What the shipped friend says instead, as far as its context reaches back."""
+    chosen = _draw(_placed(rows), ratio, rng)
+    tokenizer, model = load_tokenizer(MACHINE), load_policy(MACHINE).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    room = model.config.max_position_embeddings - MACHINE_TOKENS
+    prompts = {i: prompt for i in sorted(set(chosen)) if len(prompt := _prompt(rows[i], tokenizer)) <= room}
+    order = sorted(prompts, key=lambda i: len(prompts[i]))  # rows of like length share a batch
+    seed, said = int(rng.integers(2**31)), {}
+    for start in tqdm(range(0, len(order), 64), desc="machine's lines", unit="batch", disable=None):
+        part = order[start : start + 64]
+        texts, _ = say(
+            model, tokenizer, [prompts[i] for i in part], max_new_tokens=MACHINE_TOKENS,
+            temperature=MACHINE_TEMPERATURE, seed=seed, keys=part,
+        )  # fmt: skip
+        said.update(zip(part, texts, strict=True))
+    return [
+        _spoil(rows[i], i, "machine", said[i])
+        for i in chosen
+        if said.get(i, rows[i]["response"]) != rows[i]["response"]
+    ]
+
+
+def _prompt(row: dict, tokenizer) -> list[int]:
+    """Token ids that ask for the friend's turn after the row's context."""
+    roles = ("assistant", "user") if len(row["context"]) % 2 == 0 else ("user", "assistant")
+    chat = [{"role": roles[i % 2], "content": text} for i, text in enumerate(row["context"])]
+    system = {"role": "system", "content": system_text(INSTRUCTIONS["friend"], row["profile"])}
+    return prompt_ids(tokenizer, [system, *chat])
+
+
 _MAKERS = {
     "swapped": swapped_rows, "nearest": nearest_rows, "moment": moment_rows, "corrupted": corrupted_rows,
-    "unwelcome": unwelcome_rows, "spoilt": spoilt_rows,
+    "unwelcome": unwelcome_rows, "spoilt": spoilt_rows, "machine": machine_rows,
 }  # fmt: skip
 
 

@@ -10,26 +10,22 @@ the true row that they spoil.
 What each source tells:
     sample, daily   the emotion of the next turn
     topical_chat    the emotion of the next turn, and the partner's rating of this one (RATED)
+    openers         that somebody would answer: they were written for it
     empathetic      that there was an answer; what the friend says when facts are known (data/profile.py: opener_readings)
     go_emotions     what 28 emotions look like in a text by itself
 """
 
 import numpy as np
 
-from data import daily, emotions, empathetic, extra, sample
+from data import emotions
+from data.corpora import load_without_leaks
 from data.dialogue import SPLITS, Dialogue, swap
-from data.friend import same_words
 from data.profile import opener_readings
 from data.scenes import id_hash
 from reward.emotions import GO_EMOTIONS, RATED
 from reward.negatives import add_negatives
 
-DIALOGUES = {
-    "sample": lambda split, root: sample.load(split),
-    "daily": daily.load,
-    "empathetic": empathetic.load,
-    "topical_chat": lambda split, root: extra.load("topical_chat", split, root),
-}
+DIALOGUES = ("sample", "openers", "daily", "empathetic", "topical_chat")
 SOURCES = (*DIALOGUES, "go_emotions")
 FOLDS = ("all", "proxy", "gold")
 CONTEXT_TURNS = 4
@@ -64,20 +60,17 @@ def whole_dialogues(rows: list[dict], most: int, rng: np.random.Generator) -> li
 
 
 def load_dialogues(source: str, split: str, root: str | None, fold: str = "all") -> list[Dialogue]:
-    """A source's dialogues; those of train that repeat a held-out one word for word (310 of DailyDialog's) are left out.
-
-    A third of the training dialogues, by the hash of the id, belongs to the gold judge ("gold"), the others to the reward
-    that PPO sees ("proxy"); "all" takes both.
-    """
-    dialogues = list(DIALOGUES[source](split, root))
-    if split != "train":
+    """A source's dialogues. A third of the training dialogues, by the hash of the id, belongs to the gold judge ("gold"),
+    the others to the reward that PPO sees ("proxy"); "all" takes both."""
+    dialogues = load_without_leaks(source, split, root)
+    if split != "train" or fold == "all":
         return dialogues
-    held_out = {same_words(d) for other in SPLITS[1:] for d in DIALOGUES[source](other, root)}
-    return [
-        d
-        for d in dialogues
-        if same_words(d) not in held_out and (fold == "all" or (id_hash(d.id) % 3 == 0) == (fold == "gold"))
-    ]
+    return [d for d in dialogues if (id_hash(d.id) % 3 == 0) == (fold == "gold")]
+
+
+def context_of(dialogue: Dialogue, i: int) -> list[str]:
+    """What the reward reads before turn i: up to CONTEXT_TURNS texts."""
+    return [before.text for before in dialogue.turns[max(0, i - CONTEXT_TURNS) : i]]
 
 
 def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
@@ -88,47 +81,41 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
     """
     rows = []
     for dialogue in dialogues:
+        if dialogue.source == "openers":
+            last = len(dialogue.turns) - 1
+            said = (dialogue.turns[last].text, None, context_of(dialogue, last), dialogue.profile)
+            rows.append(_row("openers", dialogue.id.split("#")[0], *said))
+            continue
         is_labelled = any(turn.emotion for turn in dialogue.turns)
         for i, (turn, answer) in enumerate(zip(dialogue.turns, dialogue.turns[1:], strict=False)):
             if is_labelled and answer.emotion is None:
                 continue
             remaining = len(dialogue.turns) - (i + 2)
             ends = answer.emotion == "neutral" and len(answer.text.split()) <= 3 and remaining <= 1
-            rows.append(
-                {
-                    "context": [before.text for before in dialogue.turns[max(0, i - CONTEXT_TURNS) : i]],
-                    "response": turn.text,
-                    "profile": list(dialogue.profile) if turn.speaker == "friend" else [],
-                    "label": answer.emotion,
-                    "disengaged": RATED[turn.rating] if turn.rating else RATED["ends"] if ends else 0.0,
-                    "kind": "true",
-                    "source": dialogue.source,
-                    "dialogue": dialogue.id,
-                }
-            )
+            disengaged = RATED[turn.rating] if turn.rating else RATED["ends"] if ends else 0.0
+            profile = dialogue.profile if turn.speaker == "friend" else ()
+            said = (turn.text, answer.emotion, context_of(dialogue, i), profile, disengaged)
+            rows.append(_row(dialogue.source, dialogue.id, *said))
         if dialogue.source in ("daily", "empathetic"):  # the sample has openers of its own, Topical-Chat has topics
             sides = [dialogue] if dialogue.source == "empathetic" else [dialogue, swap(dialogue)]
-            rows += [_opener_row(reading) for side in sides for reading in opener_readings(side)]
+            for reading in (reading for side in sides for reading in opener_readings(side)):
+                answer = reading.turns[1].emotion if len(reading.turns) > 1 else None
+                rows.append(_row(dialogue.source, dialogue.id, reading.turns[0].text, answer, profile=reading.profile))
     return rows
 
 
-def _opener_row(reading: Dialogue) -> dict:
-    answer = reading.turns[1] if len(reading.turns) > 1 else None
+def _row(source, dialogue, response, label, context=(), profile=(), disengaged=0.0) -> dict:
     return {
-        "context": [],
-        "response": reading.turns[0].text,
-        "profile": list(reading.profile),
-        "label": answer.emotion if answer else None,
-        "disengaged": 0.0,
-        "kind": "true",
-        "source": reading.source,
-        "dialogue": reading.id.split("@")[0].rstrip("~"),
-    }
+        "context": list(context), "response": response, "profile": list(profile), "label": label,
+        "disengaged": disengaged, "kind": "true", "source": source, "dialogue": dialogue,
+    }  # fmt: skip
 
 
 def text_rows(dialogues: list[Dialogue]) -> list[dict]:
     """Preset `text`: every labelled turn by itself, with its own emotion."""
-    return [_alone(t.text, t.emotion, d.source, d.id) for d in dialogues for t in d.turns if t.emotion is not None]
+    return [
+        _row(d.source, d.id, turn.text, turn.emotion) for d in dialogues for turn in d.turns if turn.emotion is not None
+    ]
 
 
 def comment_rows(split: str, root: str | None, preset: str) -> list[dict]:
@@ -136,7 +123,7 @@ def comment_rows(split: str, root: str | None, preset: str) -> list[dict]:
     their labels among the 28 as `emotions` and no reaction."""
     rows = []
     for number, (text, labels) in enumerate(emotions.load(split, root)):
-        row = _alone(text, None, "go_emotions", f"go_emotions-{split}-{number}")
+        row = _row("go_emotions", f"go_emotions-{split}-{number}", text, None)
         if preset == "text":
             groups = {GO_EMOTIONS[label] for label in labels}
             if len(groups) == 1 and text:
@@ -144,10 +131,3 @@ def comment_rows(split: str, root: str | None, preset: str) -> list[dict]:
         elif text:
             rows.append({**row, "kind": "comment", "disengaged": None, "emotions": labels})
     return rows
-
-
-def _alone(text: str, label: str | None, source: str, dialogue: str) -> dict:
-    return {
-        "context": [], "response": text, "profile": [], "label": label, "disengaged": 0.0, "kind": "true",
-        "source": source, "dialogue": dialogue,
-    }  # fmt: skip

@@ -35,7 +35,7 @@ from transformers import (
 from data import emotions
 from data.dialogue import EMOTIONS, SPLITS
 from data.order import EpochOrder
-from experiments.run import Run, RunConfig, finish_run, parse_config, start_run
+from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
 from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer
 from models.pair import ARCHITECTURES
 from models.scorer import AGGREGATES, PRESETS, Scorer, encode
@@ -173,28 +173,35 @@ def make_model(config: RewardConfig, labels: list[str]) -> tuple[PreTrainedModel
 
 def evaluate(scorer: Scorer, rows: list[dict]) -> dict[str, float]:
     """Of the rows whose reaction is known: macro_f1 over the labels that occur, the same of the true rows alone
-    (macro_f1_true), accuracy, and nll, the training loss. true_above_<kind>: how often a true reply scores above one
-    of that kind in its place; true_above: their mean."""
-    rows_known = [row for row in rows if row["disengaged"] is not None]
-    logits_BKR = scorer.logits(rows_known)
-    score_B, probs_BR = scorer.score(rows_known)
+    (macro_f1_true), accuracy, and nll, the reactions' loss of the members' mean; of the comments emotion_bce; loss, the
+    two together, by which the best checkpoint is chosen. true_above_<kind>: how often a true reply scores above one of
+    that kind in its place; true_above: the mean over kinds. NaN where there are no such rows."""
+    known = [i for i, row in enumerate(rows) if row["disengaged"] is not None]  # comments have no reaction
+    rows_known = [rows[i] for i in known]
+    score_B = torch.full((len(rows),), torch.nan)
+    score_B[known], probs_BR = scorer.score(rows_known)
     emotion_B, disengaged_B = targets(rows_known)
     target_B = torch.where(disengaged_B > 0.5, len(EMOTIONS), emotion_B)
     guess_B = probs_BR.argmax(-1)
-    known = [i for i, target in enumerate(target_B.tolist()) if target >= 0]
-    true = [i for i in known if rows_known[i]["kind"] == "true"]
+    told_B = target_B >= 0
+    true_B = told_B & torch.tensor([row["kind"] == "true" for row in rows_known])
     metrics = {
-        "macro_f1": macro_f1(target_B[known], guess_B[known]),
-        "macro_f1_true": macro_f1(target_B[true], guess_B[true]),
-        "accuracy": (guess_B == target_B)[known].float().mean().item(),
-        "nll": reaction_loss(logits_BKR / scorer.temperature, emotion_B, disengaged_B).mean().item(),
+        "macro_f1": macro_f1(target_B[told_B], guess_B[told_B]),
+        "macro_f1_true": macro_f1(target_B[true_B], guess_B[true_B]),
+        "accuracy": (guess_B == target_B)[told_B].float().mean().item(),
+        "nll": reaction_loss(probs_BR.clamp_min(1e-9).log()[:, None], emotion_B, disengaged_B).mean().item(),
     }
-    place = {id(row): i for i, row in enumerate(rows_known)}
+    metrics["loss"] = metrics["nll"]
+    comments = [row for row in rows if "emotions" in row]
+    if comments and hasattr(scorer.model, "emotions"):
+        present_BE = emotion_targets(comments)
+        metrics["emotion_bce"] = F.binary_cross_entropy(scorer.emotions(comments), present_BE).item()
+        metrics["loss"] += EMOTION_COEF * metrics["emotion_bce"]
     for kind in KINDS:
-        spoilt = [i for i, row in enumerate(rows_known) if row["kind"] == kind]
+        spoilt = [i for i, row in enumerate(rows) if row["kind"] == kind]
         if spoilt:
-            true = [place[id(rows[rows_known[i]["pair"]])] for i in spoilt]
-            metrics[f"true_above_{kind}"] = (score_B[true] > score_B[spoilt]).float().mean().item()
+            pairs = [rows[i]["pair"] for i in spoilt]
+            metrics[f"true_above_{kind}"] = (score_B[pairs] > score_B[spoilt]).float().mean().item()
     above = [value for name, value in metrics.items() if name.startswith("true_above")]
     return {**metrics, "true_above": sum(above) / len(above)} if above else metrics
 
@@ -202,15 +209,12 @@ def evaluate(scorer: Scorer, rows: list[dict]) -> dict[str, float]:
 def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str, list[dict]]) -> Trainer:
     """transformers' Trainer: rows of like length share a batch, the checkpoint of the lowest validation loss is kept."""
     generator = torch.Generator().manual_seed(config.seed)
-    dataset = {}
-    for split in ("train", "validation"):
-        inputs = encode(scorer.tokenizer, rows[split], config.max_length, config.preset)
-        emotion_B, disengaged_B = targets(rows[split])
-        weight_BK = torch.ones(len(inputs), config.num_members)
-        if config.num_members > 1 and split == "train":  # a bootstrap of its own for each member (Oza & Russell 2001)
-            weight_BK = torch.poisson(weight_BK, generator=generator)
-        labels_BL = torch.cat([emotion_B[:, None], disengaged_B[:, None], weight_BK, emotion_targets(rows[split])], 1)
-        dataset[split] = [{**x, "labels": row} for x, row in zip(inputs, labels_BL.tolist(), strict=True)]
+    inputs = encode(scorer.tokenizer, rows["train"], config.max_length, config.preset)
+    emotion_B, disengaged_B = targets(rows["train"])
+    weight_BK = torch.ones(len(inputs), config.num_members)
+    if config.num_members > 1:  # a bootstrap of its own for each member (Oza & Russell 2001)
+        weight_BK = torch.poisson(weight_BK, generator=generator)
+    labels_BL = torch.cat([emotion_B[:, None], disengaged_B[:, None], weight_BK, emotion_targets(rows["train"])], 1)
 
     def loss(outputs, labels, num_items_in_batch=None):
         K = config.num_members
@@ -228,7 +232,6 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         warmup_steps=config.warmup_ratio,
         num_train_epochs=config.num_train_epochs,
         per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=64,
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),  # else transformers refuses bf16
         eval_strategy="steps",
@@ -242,15 +245,15 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         logging_nan_inf_filter=False,
         report_to="none",
         label_names=["labels"],  # found from forward() otherwise, and PairClassifier leaves the loss to us
-        prediction_loss_only=True,
         seed=config.seed,
     )
     return RewardTrainer(
+        scorer,
         model=scorer.model,
         args=arguments,
         data_collator=DataCollatorWithPadding(scorer.tokenizer),
-        train_dataset=dataset["train"],
-        eval_dataset=dataset["validation"],
+        train_dataset=[{**x, "labels": row} for x, row in zip(inputs, labels_BL.tolist(), strict=True)],
+        eval_dataset=rows["validation"],
         compute_loss_func=loss,
         callbacks=[LogToRun(run)],
     )
@@ -281,7 +284,18 @@ def emotion_loss(emotion_logits_BE: torch.Tensor, present_BE: torch.Tensor) -> t
 
 
 class RewardTrainer(Trainer):
-    """A Trainer whose order of rows survives a resume."""
+    """A Trainer whose order of rows survives a resume, and that validates what the scorer is for."""
+
+    def __init__(self, scorer: Scorer, **settings):
+        super().__init__(**settings)
+        self.scorer = scorer
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        found = evaluate(self.scorer, eval_dataset or self.eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(x["input_ids"]) for x in self.train_dataset]
@@ -298,12 +312,6 @@ class LogToRun(TrainerCallback):
         if "loss" in logs:
             self.run.check_finite(logs["loss"], state.global_step)
         self.run.log({name.replace("eval_", "validation/"): value for name, value in logs.items()}, state.global_step)
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The latest checkpoint that was written to its end (trainer_state.json is its last file), or None."""
-    whole = [path.parent for path in directory.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def targets(rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from data.dialogue import INSTRUCTIONS
 from data.scenes import load_scenes, prompt_messages
 from data.source import write_whole
 from models.load import load_policy, load_tokenizer
-from models.sampling import decode, prompt_ids, sample
+from models.sampling import prompt_ids, say
 
 TEMPERATURE = 0.5
 
@@ -57,18 +57,17 @@ def main(config: GenerateConfig) -> None:
     for start in tqdm(range(0, len(todo), config.batch_size), desc="openers", unit="batch", disable=None):
         part = todo[start : start + config.batch_size]
         prompts = [prompt_ids(tokenizer, prompt_messages(scene, instruction)) for scene, _ in part]
-        samples = sample(
+        openers, ended = say(
             model,
+            tokenizer,
             prompts,
             max_new_tokens=config.max_new_tokens,
             temperature=temperature,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
             seed=config.seed,
             keys=range(start, start + len(part)),
         )
-        for (scene, s), opener, ended in zip(part, decode(samples, tokenizer), samples.ended_B.tolist(), strict=True):
-            row = {"scene_id": scene.id, "sample": s, "opener": opener, "ended": ended}
+        for (scene, s), opener, has_ended in zip(part, openers, ended, strict=True):
+            row = {"scene_id": scene.id, "sample": s, "opener": opener, "ended": has_ended}
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_whole(config.output_file, "".join(lines))
     print(f"{len(lines)} openers for {len(scenes)} scenes: {config.output_file}")

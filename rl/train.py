@@ -8,6 +8,7 @@ test scenes with the same noise, and the difference in score is reported with an
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from trl.experimental.ppo import PPOConfig
 
-from data import sample
+from data.corpora import LOADERS
 from data.scenes import Scene, scenes_of
 from data.source import write_whole
 from experiments.run import Run, finish_run, parse_config, start_run
@@ -45,7 +46,7 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
         name: trainer.openers(test, adapter, config.test_samples, seed=args.seed + 1)
         for name, adapter in (("sft", REFERENCE), ("ppo", POLICY))
     }
-    summary = compared(rows, test)
+    summary = compared(rows, test, training_texts(args.sft_model_path))
     for name, part in {
         "openers_sft": rows["sft"],
         "openers_ppo": rows["ppo"],
@@ -75,11 +76,19 @@ def policy_with_reference(sft: str, config: OpenerConfig):
     return model
 
 
-def compared(rows: dict[str, list[dict]], scenes: list[Scene]) -> dict:
+def training_texts(sft: str) -> Iterator[str]:
+    """What the SFT run read, turn by turn; of a shipped or foreign model, which says nothing of that, the sample's."""
+    path = Path(sft) / "config.json"
+    settings = json.loads(path.read_text()) if (Path(sft) / "lineage.json").exists() else {}
+    for source in settings.get("sources", ("sample", "openers")):
+        for dialogue in LOADERS[source]("train", settings.get("data_root")):
+            yield from (turn.text for turn in dialogue.turns)
+
+
+def compared(rows: dict[str, list[dict]], scenes: list[Scene], training_texts: Iterable[str]) -> dict:
     """Means of both sides on the test scenes, and the gain in score, and in gold where it was asked, with its 95 % interval
     over scenes."""
-    training_texts = [turn.text for dialogue in sample.load("train") for turn in dialogue.turns]
-    summary = {}
+    training_texts, summary = list(training_texts), {}
     for name, part in rows.items():
         texts = [row["opener"] for row in part]
         summary[name] = {

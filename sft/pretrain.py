@@ -24,20 +24,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 
-from data import daily, empathetic, extra, sample
+from data.corpora import LOADERS, without_leaks
 from data.dialogue import INSTRUCTIONS, Dialogue, swap, system_text
-from data.friend import mixture, same_words
+from data.friend import mixture
 from data.profile import derive_profile, opener_readings
 from experiments.run import RunConfig, finish_run, parse_config, start_run
 from models.load import load_base, load_minilm, load_tokenizer, resolve
 from sft.tokenizer import END, FRIEND, PERSON, SYSTEM, train_tokenizer
-
-LOADERS = {
-    "sample": lambda split, root: sample.load(split),
-    "empathetic": empathetic.load,
-    "daily": daily.load,
-    **{corpus: lambda split, root, corpus=corpus: extra.load(corpus, split, root) for corpus in extra.FILES},
-}
 
 
 @dataclass
@@ -95,7 +88,8 @@ def main(config: PretrainConfig) -> None:
     train = {name: list(LOADERS[name]("train", config.data_root)) for name in config.weights_start}
     held_out = {name: list(LOADERS[name]("validation", config.data_root)) for name in config.weights_start}
     test = [dialogue for name in train for dialogue in LOADERS[name]("test", config.data_root)]
-    train = without_leaks(train, [dialogue for dialogues in (*held_out.values(), test) for dialogue in dialogues])
+    test += [dialogue for dialogues in held_out.values() for dialogue in dialogues]
+    train = {name: without_leaks(dialogues, test) for name, dialogues in train.items()}
     if {"empathetic", "daily"} <= set(train):  # what the original recipe's validation loss was measured on
         held_out["original"] = mixture("original", ("empathetic", "daily"), config.data_root)[0]["validation"]
 
@@ -220,12 +214,6 @@ def minilm_decoder(tokenizer: PreTrainedTokenizerFast, num_layers: int) -> BertL
 
 
 # ------------------------------------------------------------------------------------------------ the text
-
-
-def without_leaks(train: dict[str, list[Dialogue]], held_out: list[Dialogue]) -> dict[str, list[Dialogue]]:
-    """Training dialogues that repeat no held-out one word for word (310 of DailyDialog's do)."""
-    seen = {same_words(dialogue) for dialogue in held_out}
-    return {name: [d for d in dialogues if same_words(d) not in seen] for name, dialogues in train.items()}
 
 
 def pieces(dialogue: Dialogue, rng: np.random.Generator, opener_share: float = 0.0) -> list[tuple[str, str]]:

@@ -21,9 +21,9 @@ from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
 from data.friend import mixture
 from data.order import EpochOrder
 from data.scenes import prompt_messages, scenes_of
-from experiments.run import Run, RunConfig, finish_run, parse_config, start_run
+from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
 from models.load import load_base, load_tokenizer, name_base, resolve
-from models.sampling import decode, prompt_ids, sample
+from models.sampling import prompt_ids, say
 
 
 @dataclass
@@ -245,19 +245,13 @@ def fit(trainer: FriendTrainer, run: Run, before: dict[str, float]) -> dict[str,
         run.rewind(-1)
         trainer.log(before)
         return trainer.train().metrics
-    state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+    state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
     run.rewind(state.global_step)
     if state.global_step < state.max_steps:
-        return trainer.train(resume_from_checkpoint=checkpoint).metrics
+        return trainer.train(resume_from_checkpoint=str(checkpoint)).metrics
     trainer.state = state
     trainer._load_best_model()
     return {}
-
-
-def last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that was written whole (transformers writes trainer_state.json last)."""
-    whole = [p for p in directory.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
 def sampled(model, tokenizer, dialogues: Dataset, config: FriendConfig, seed: int) -> tuple[list[str], list[list]]:
@@ -275,16 +269,15 @@ def sampled(model, tokenizer, dialogues: Dataset, config: FriendConfig, seed: in
     chats_ = [chat for chat, prompt in zip(chats_, prompts, strict=True) if len(prompt) <= room]
     prompts = [prompt for prompt in prompts if len(prompt) <= room]
     model.eval()
-    samples = sample(
+    said, _ = say(
         model,
+        tokenizer,
         prompts,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         seed=seed,
     )
-    for (kind, chat, human), text in zip(chats_, decode(samples, tokenizer), strict=True):
+    for (kind, chat, human), text in zip(chats_, said, strict=True):
         rows.append(
             [kind, " | ".join(m["content"] for m in chat if m["role"] != "system"), chat[0]["content"], text, human]
         )

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from data import daily, emotions, empathetic, sample
 from data.__main__ import main
+from data.corpora import LOADERS, same_words
 from data.dialogue import ACTS, EMOTIONS, SPLITS, Dialogue, Turn, from_json, merge_runs, messages, swap, to_json
-from data.friend import LOADERS, examples_of, mixture, same_words
+from data.friend import examples_of, mixture
 from data.profile import derive_profile, facts_of, opener_readings
 from data.scenes import Scene, load_scenes, profile_hash, prompt_messages, scene_from_json, scenes_of
 from data.source import data_root, read_jsonl, read_table, write_whole

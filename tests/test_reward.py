@@ -20,12 +20,21 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 
 from data import emotions, sample
 from data.dialogue import EMOTIONS, SPLITS, Dialogue, Turn, to_json
+from data.order import EpochOrder
 from models.load import load_scorer
 from models.pair import NUM_EMOTIONS, BiEncoder, PairClassifier
 from models.scorer import TEXT_WEIGHTS, Scorer, check_row, encode
 from reward import score, train
 from reward.emotions import DISENGAGED, GO_EMOTIONS, RATED, REACTION_WEIGHTS, REACTIONS, labels_and_weights
-from reward.negatives import corrupted_rows, moment_rows, nearest_rows, spoilt_rows, swapped_rows, unwelcome_rows
+from reward.negatives import (
+    corrupted_rows,
+    machine_rows,
+    moment_rows,
+    nearest_rows,
+    spoilt_rows,
+    swapped_rows,
+    unwelcome_rows,
+)
 from reward.pairs import load_dialogues, load_rows, reaction_rows
 
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -392,6 +401,34 @@ def test_unwelcome_and_spoilt_rows_differ_from_what_was_said():
         made = make(rows, 1.0, np.random.default_rng(0))
         assert len(made) == len(rows) and all(row["label"] == DISENGAGED for row in made)
         assert all(row["response"] != rows[row["pair"]]["response"] for row in made)
+
+
+def test_machine_rows_are_what_the_shipped_friend_says_to_the_same_context():
+    rows = reaction_rows(list(sample.load("test"))[:3])
+    made = machine_rows(rows, 1.0, np.random.default_rng(0))
+    placed = [i for i, row in enumerate(rows) if row["context"] or row["profile"]]
+    assert {row["pair"] for row in made} == set(placed)
+    for row in made:
+        true = rows[row["pair"]]
+        assert (row["context"], row["profile"], row["label"]) == (true["context"], true["profile"], DISENGAGED)
+        assert row["response"] not in {other["response"] for other in rows}
+    assert made == machine_rows(rows, 1.0, np.random.default_rng(0))
+    some = machine_rows(rows, 0.5, np.random.default_rng(1))
+    assert len(some) == round(len(placed) / 2)
+
+
+def test_batches_come_in_no_order_of_length_and_each_row_once():
+    lengths = [5 + n % 40 for n in range(1000)]
+    order = list(EpochOrder(lengths, batch_size=10, seed=1))
+    assert sorted(order) == list(range(1000))
+    batches = [[lengths[i] for i in order[start : start + 10]] for start in range(0, 1000, 10)]
+    means = [sum(batch) / 10 for batch in batches]
+    assert 44 in batches[0] and all(max(batch) - min(batch) <= 3 for batch in batches)
+    falls = sum(a >= b for a, b in zip(means[1:], means[2:], strict=False))
+    assert 30 < falls < 70, falls  # sorted within groups of fifty it would be 97
+    assert list(EpochOrder(lengths, 10, seed=1)) == order != list(EpochOrder(lengths, 10, seed=2))
+    for count in (1, 9, 10, 11):  # fewer rows than a batch, or hardly more
+        assert sorted(EpochOrder(lengths[:count], 10, seed=1)) == list(range(count))
 
 
 def test_the_loss_is_cross_entropy_with_what_is_known():

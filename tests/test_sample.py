@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from data import sample
+from data import openers, sample
+from data.corpora import same_words
 from data.dialogue import EMOTIONS, SPLITS
-from data.friend import same_words
 from data.scenes import load_scenes, profile_hash
 
 
@@ -20,6 +20,11 @@ def dialogues():
 @pytest.fixture(scope="module")
 def scenes():
     return {split: load_scenes(sample.FOLDER / f"scenes_{split}.jsonl") for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def written():
+    return {split: list(openers.load(split)) for split in SPLITS}
 
 
 def words(text: str) -> list[str]:
@@ -96,6 +101,49 @@ def test_scene_profiles_are_unique_to_their_split(scenes):
     hashes = {split: {profile_hash(scene.profile) for scene in found} for split, found in scenes.items()}
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not hashes[a] & hashes[b]
+
+
+def test_every_scene_has_openers_of_its_own(written, scenes):
+    assert {split: len(found) for split, found in written.items()} == {"train": 1500, "validation": 100, "test": 200}
+    for split, found in written.items():
+        counts = Counter(opener.id.split("#")[0] for opener in found)
+        assert counts == {scene.id: 3 if split == "train" else 1 for scene in scenes[split]}
+        by_id = {scene.id: scene for scene in scenes[split]}
+        for opener in found:
+            scene = by_id[opener.id.split("#")[0]]
+            before = [turn.text for turn in opener.turns[:-1]]
+            assert (opener.profile, before) == (scene.profile, [scene.greeting] if scene.greeting else [])
+
+
+def test_written_openers_are_short_plain_and_each_its_own(written):
+    owners = defaultdict(set)
+    for opener in (opener for found in written.values() for opener in found):
+        text = opener.turns[-1].text
+        assert opener.turns[-1].speaker == "friend" and text == text.strip() and text[-1] in ".?!", text
+        assert 4 <= len(text.split()) <= 20 and text.count("?") <= 1, text
+        said = words(text)
+        for i in range(len(said) - 6):  # six words may be a stock frame: "how long does it take you"
+            owners[" ".join(said[i : i + 7])].add(opener.id)
+    shared = {run: ids for run, ids in owners.items() if len(ids) > 1}
+    assert not shared, shared
+
+
+def test_most_written_openers_take_up_a_word_of_their_scene(written):
+    for found in written.values():
+        grounded = 0
+        for opener in found:
+            known = {w[:5] for text in (*opener.profile, *(t.text for t in opener.turns[:-1])) for w in words(text)}
+            grounded += any(len(w) > 3 and w[:5] in known for w in words(opener.turns[-1].text))
+        assert grounded > 0.9 * len(found)
+
+
+def test_a_broken_opener_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "FOLDER", tmp_path)
+    (tmp_path / "scenes_test.jsonl").write_text('{"id": "a", "profile": ["is tall"], "greeting": null}\n')
+    for line, told in (('{"scene_id": "b", "opener": "Hi."}', "scene 'b'"), ('{"scene_id": "a"}', "keys")):
+        (tmp_path / "openers_test.jsonl").write_text(line + "\n")
+        with pytest.raises(ValueError, match=f"openers_test.jsonl.*line 1.*{told}"):
+            list(openers.load("test"))
 
 
 def test_scene_rows_have_the_three_keys():

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertLMHeadModel
 from trl import SFTConfig
 
 from data import sample
+from data.corpora import without_leaks
 from data.dialogue import INSTRUCTIONS, Dialogue, Turn, messages
 from models.load import load_policy, load_tokenizer
 from sft import pretrain, train
@@ -388,7 +389,7 @@ def test_too_little_text_for_a_batch_is_refused(dialogues, friend_tokenizer):
 def test_training_repeats_no_held_out_dialogue():
     again = replace(DIALOGUE, id="again", turns=tuple(replace(t, text=t.text.upper() + " ") for t in DIALOGUE.turns))
     other = replace(DIALOGUE, id="other", turns=DIALOGUE.turns[:2])
-    assert pretrain.without_leaks({"x": [again, other]}, [DIALOGUE]) == {"x": [other]}
+    assert without_leaks([again, other], [DIALOGUE]) == [other]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
