@@ -58,7 +58,7 @@ def figures(experiment: Path) -> dict[str, str]:
         "words an opener": both("words", 1),
         "distinct-2": both("distinct_2"),
         "share with a question": both("question"),
-        "share with 8 or more words of the sample's training text": both("copied_8_words", 3),
+        "share with 8 or more words of SFT's training text": both("copied_8_words", 3),
         "test scenes × samples": f"{gain['scenes']} × {ppo['test_samples']}",
         "commit": commit,
     }

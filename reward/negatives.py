@@ -3,10 +3,10 @@
     swapped     the reply of another dialogue; for an opener, the opener of another profile
     nearest     the reply of one of the 50 contexts nearest to this one (frozen MiniLM): the same topic, another moment
     moment      another turn of the same dialogue, of the same speaker
-    corrupted   words shuffled, cut off amid the sentence, or a phrase repeated
+    corrupted   words shuffled, cut off amid the sentence, or a word, a phrase or the whole said again and again
     unwelcome   a line of reward/unwelcome.jsonl (manipulation, flattery, intrusion, coldness, boilerplate, dullness) in
                 the reply's place, or added to it
-    spoilt      shouted, flooded with emoji, or turned into an interrogation
+    spoilt      shouted, flooded with emoji, stuffed with glad words, or turned into an interrogation
     machine     what a small language model says in the reply's place: whole sentences, often without sense, in the very
                 style of the openers that PPO starts from. A reward that never saw any takes them for people's
 
@@ -32,6 +32,8 @@ KINDS = {
     "swapped": 1.0, "nearest": 0.9, "moment": 0.7, "corrupted": 0.95, "unwelcome": 0.95, "spoilt": 0.9, "machine": 0.8,
 }  # fmt: skip
 NEAREST = 50
+GLAD = """happy love joy wonderful amazing great awesome beautiful excited smile fun sweet lovely fantastic best perfect
+friend sunshine hug yay""".split()
 #: Who writes the machine's lines, and how: the shipped friend, a little freer than PPO samples.
 MACHINE, MACHINE_TEMPERATURE, MACHINE_TOKENS = "friend-sft", 0.7, 40
 EMOJI = "😀 😂 🎉 ❤️ 🔥 ✨ 🥳 😍 🙌 💯 🌟 😎 💕 🤩 👏 🌈 🍀 😘 🚀 💖".split()
@@ -101,10 +103,12 @@ def corrupted_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> 
             words = rng.permutation(words).tolist()
         elif how == 1:
             words = words[: rng.integers(2, len(words) - 2)]
+        elif rng.random() < 0.2:
+            words = words * int(rng.integers(2, 4))
         else:
             start, length = rng.integers(len(words) - 3), rng.integers(1, 5)
             phrase = words[start : start + length]
-            words = words[:start] + phrase * int(rng.integers(3, 6)) + words[start + length :]
+            words = words[:start] + phrase * int(rng.integers(2, 6)) + words[start + length :]
         made.append(_spoil(rows[i], i, "corrupted", " ".join(words)))
     return made
 
@@ -123,11 +127,12 @@ def unwelcome_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> 
 
 
 def spoilt_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
-    """The response in capitals with exclamation marks, with four or more emoji, or with three more questions."""
+    """The response in capitals with exclamation marks, with four or more emoji, with glad words that say nothing, or with
+    three more questions."""
     questions = [row["response"] for row in rows if row["response"].endswith("?") and len(row["response"]) < 60]
     made = []
     for i in _draw(_true(rows), ratio, rng):
-        response, how = rows[i]["response"], rng.integers(3 if questions else 2)
+        response, how = rows[i]["response"], rng.integers(4 if questions else 3)
         if how == 0 and sum(c.islower() for c in response) > 8:
             response = response.upper().rstrip(".!?") + "!" * int(rng.integers(0, 6))
         elif how <= 1:
@@ -136,6 +141,11 @@ def spoilt_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> lis
                 at = len(words) if rng.random() < 0.6 else int(rng.integers(len(words) + 1))
                 words.insert(at, EMOJI[rng.integers(len(EMOJI))])
             response = " ".join(words)
+        elif how == 2:
+            glad = " ".join(rng.choice(GLAD, size=rng.integers(3, 9)))
+            glad = glad.upper() if rng.random() < 0.3 else glad
+            glad += "!" * int(rng.integers(0, 5))
+            response = [glad, f"{glad} {response}", f"{response} {glad}"][rng.integers(3)]
         else:
             more = [questions[j] for j in rng.integers(len(questions), size=3)]
             response = " ".join([response, *more])

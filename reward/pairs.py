@@ -61,11 +61,11 @@ def whole_dialogues(rows: list[dict], most: int, rng: np.random.Generator) -> li
 
 def load_dialogues(source: str, split: str, root: str | None, fold: str = "all") -> list[Dialogue]:
     """A source's dialogues. A third of the training dialogues, by the hash of the id, belongs to the gold judge ("gold"),
-    the others to the reward that PPO sees ("proxy"); "all" takes both."""
+    the others to the reward that PPO sees ("proxy"); "all" takes both. A scene's openers go with its dialogue."""
     dialogues = load_without_leaks(source, split, root)
     if split != "train" or fold == "all":
         return dialogues
-    return [d for d in dialogues if (id_hash(d.id) % 3 == 0) == (fold == "gold")]
+    return [d for d in dialogues if (id_hash(d.id.split("#")[0]) % 3 == 0) == (fold == "gold")]
 
 
 def context_of(dialogue: Dialogue, i: int) -> list[str]:

@@ -1,6 +1,6 @@
 """models/scorer.py, models.load.load_scorer and reward/: on a random Bert of 8 dimensions made on the spot, no network.
 
-Not covered here: that the real recipe reaches its numbers (experiments/tiny/reward.yaml's head states them).
+Not covered here: how good the shipped reward is (`make reward-eval` measures it).
 """
 
 import copy

@@ -104,8 +104,9 @@ def test_scene_profiles_are_unique_to_their_split(scenes):
 
 
 def test_every_scene_has_openers_of_its_own(written, scenes):
-    assert {split: len(found) for split, found in written.items()} == {"train": 1500, "validation": 100, "test": 200}
-    for split, found in written.items():
+    of_scenes = {split: [o for o in found if o.id.startswith("sample-")] for split, found in written.items()}
+    assert {split: len(found) for split, found in of_scenes.items()} == {"train": 1500, "validation": 100, "test": 200}
+    for split, found in of_scenes.items():
         counts = Counter(opener.id.split("#")[0] for opener in found)
         assert counts == {scene.id: 3 if split == "train" else 1 for scene in scenes[split]}
         by_id = {scene.id: scene for scene in scenes[split]}
@@ -135,6 +136,14 @@ def test_most_written_openers_take_up_a_word_of_their_scene(written):
             known = {w[:5] for text in (*opener.profile, *(t.text for t in opener.turns[:-1])) for w in words(text)}
             grounded += any(len(w) > 3 and w[:5] in known for w in words(opener.turns[-1].text))
         assert grounded > 0.9 * len(found)
+
+
+def test_the_people_with_openers_of_their_own_are_nobody_elses(written, dialogues):
+    people = [opener for opener in written["train"] if opener.id.startswith("person-")]
+    assert len(people) >= 1500 and len({person.id for person in people}) == len(people)
+    others = {profile_hash(dialogue.profile) for dialogue in dialogues}
+    assert not others & {profile_hash(person.profile) for person in people}
+    assert 0.25 < sum(len(person.turns) == 2 for person in people) / len(people) < 0.6  # who have greeted first
 
 
 def test_a_broken_opener_is_named(tmp_path, monkeypatch):
