@@ -15,24 +15,30 @@ RUNS   := runs/$(EXP)
 SFT    := $(RUNS)/sft-s$(SEED)
 REWARD := $(RUNS)/reward-s$(SEED)
 PPO    := $(RUNS)/ppo-s$(SEED)
-# PPO of any seed starts from these: its recipe names them.
+GRPO   := $(RUNS)/grpo-s$(SEED)
+DPO    := $(RUNS)/dpo-s$(SEED)
+# PPO, GRPO and DPO of any seed start from these: their recipes name them.
 PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 
 # Each run keeps a copy of its recipe, replaced only when its text changes, so that timestamps alone retrain nothing.
-ifneq ($(filter sft reward ppo,$(MAKECMDGOALS)),)
+ifneq ($(filter sft reward ppo grpo dpo,$(MAKECMDGOALS)),)
 $(if $(wildcard experiments/$(EXP)/.),,$(error EXP=$(EXP): no folder experiments/$(EXP); there are: $(notdir $(wildcard experiments/*))))
+$(foreach stage,$(filter sft reward ppo grpo dpo,$(MAKECMDGOALS)),$(if $(wildcard experiments/$(EXP)/$(stage).yaml),,\
+	$(error EXP=$(EXP): no recipe experiments/$(EXP)/$(stage).yaml)))
 STARTED := $(if $(filter sft,$(MAKECMDGOALS)),$(SFT)) $(if $(filter reward,$(MAKECMDGOALS)),$(REWARD)) \
-	$(if $(filter ppo,$(MAKECMDGOALS)),$(PPO) $(RUNS)/sft-s1 $(RUNS)/reward-s1)
+	$(if $(filter ppo,$(MAKECMDGOALS)),$(PPO)) $(if $(filter grpo,$(MAKECMDGOALS)),$(GRPO)) \
+	$(if $(filter dpo,$(MAKECMDGOALS)),$(DPO)) \
+	$(if $(filter ppo grpo dpo,$(MAKECMDGOALS)),$(RUNS)/sft-s1 $(RUNS)/reward-s1)
 $(foreach run,$(sort $(STARTED)),$(shell \
 	recipe=experiments/$(EXP)/$(firstword $(subst -s, ,$(notdir $(run)))).yaml; \
 	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help data base sft reward reward-eval gold ppo test test-slow lint format clean
+.PHONY: help data base sft reward friend-reward reward-eval gold ppo grpo dpo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo "  Variables: EXP (tiny), SEED (1), MODEL (runs/tiny/reward-s1), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
@@ -45,11 +51,16 @@ base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (IC
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward
+friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; about 50 minutes)
+	test -f runs/friend-reward/reward-s1/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward.yaml
+	test -f runs/friend-reward/reward-more-s2/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-more.yaml
 reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run (ICEBREAKER_DATA)
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL)
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
 	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml
 ppo: $(PPO)/summary.json  ## PPO on openers; runs sft and reward first where they are missing
+grpo: $(GRPO)/summary.json  ## GRPO on the same scenes, reward and evaluation, by trl's own trainer
+dpo: $(DPO)/summary.json  ## DPO likewise, on best-of-n pairs
 
 $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed
 	$(PY) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
@@ -60,6 +71,14 @@ $(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installe
 $(RUNS)/ppo-s%/summary.json: $(RUNS)/ppo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
 	$(PY) -m rl.train --config experiments/$(EXP)/ppo.yaml --seed $* --run_dir $(@D)
 
+$(RUNS)/grpo-s%/summary.json: $(RUNS)/grpo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+	$(PY) -m rl.grpo --config experiments/$(EXP)/grpo.yaml --seed $* --run_dir $(@D)
+
+$(RUNS)/dpo-s%/summary.json: $(RUNS)/dpo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+	$(PY) -m rl.dpo --config experiments/$(EXP)/dpo.yaml --seed $* --run_dir $(@D)
+
+# Named as targets: else make takes those that it made on the way for intermediate files, and removes them.
+$(PPO_PARENTS):
 %/recipe.yaml: ;
 
 test: $(VENV)/installed  ## the tests (under 4 minutes on two cores)

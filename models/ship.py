@@ -2,7 +2,8 @@
 
 python -m models.ship runs/base/pretrain-s1 friend-base
 python -m models.ship runs/tiny/sft-s1 friend-sft
-python -m models.ship runs/friend-reward/reward-s1 friend-reward
+python -m models.ship runs/friend-reward/reward-more-s2 friend-reward
+python -m models.ship runs/friend-reward/reward-gold-s7 friend-gold
 """
 
 import json
@@ -118,8 +119,9 @@ def card(run: Path, name: str) -> str:
         "reward": (
             f"A LoRA adapter of MiniLM with its heads ({config.get('architecture')}, {config.get('num_members')} members): "
             "how the other person takes an utterance, and one number of engagement from it.",
-            f"{config.get('sources')}, the {config.get('fold')!r} fold; dialogues that repeat a held-out one removed",
-            f"python -m reward.train --config experiments/{run.parent.name}/{run.name.rsplit('-s', 1)[0]}.yaml",
+            f"{', '.join(config.get('sources', []))}: the {config.get('fold')!r} fold; dialogues that repeat a held-out one "
+            "removed",
+            f"make {name}" if name == "friend-reward" else "make gold",
         ),
         "ppo": (
             "A LoRA adapter: the friend after PPO on openers.",

@@ -3,6 +3,7 @@
 Axes as in rl/ppo.py: B responses, T response tokens; P prompt tokens, left-padded.
 """
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,9 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from rl import ppo
+
+#: The policy's two adapters, by the names that trl's GRPO and DPO give them.
+POLICY, REFERENCE = "default", "ref"
 
 
 @dataclass
@@ -78,21 +82,46 @@ class PolicyWithValueHead(nn.Module):
 
         Logits are computed for the response's positions alone.
         """
-        mask = torch.cat([query_mask_BP, mask_BT.long()], 1)
         T = response_BT.shape[1]
-        inputs = {
-            "input_ids": torch.cat([query_BP, response_BT], 1),
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-            "use_cache": False,
-        }
-        logits = self.policy(**inputs, logits_to_keep=T + 1).logits[:, :-1]
+        inputs = policy_inputs(query_BP, query_mask_BP, response_BT, mask_BT)
+        log_p = response_log_p(self.policy, inputs, T, temperature)
         hidden, self._hidden = self._hidden, None
-        log_p = torch.log_softmax(logits.float() / temperature, -1)
         logp_BT = log_p.gather(-1, response_BT[..., None]).squeeze(-1)
         with torch.no_grad():
             entropy_BT = ppo.entropy(log_p)
         return logp_BT, entropy_BT, self.value_model(hidden, inputs, T).float()
+
+
+def policy_inputs(query_BP, query_mask_BP, response_BT, mask_BT) -> dict[str, torch.Tensor]:
+    """What a causal LM is given to read prompts and their responses [B, P + T]."""
+    mask = torch.cat([query_mask_BP, mask_BT.long()], 1)
+    return {
+        "input_ids": torch.cat([query_BP, response_BT], 1),
+        "attention_mask": mask,
+        "position_ids": positions(mask),
+        "use_cache": False,
+    }
+
+
+def positions(mask_BT: torch.Tensor) -> torch.Tensor:
+    """Places counted from the first real token, 0 on the padding before it."""
+    return (mask_BT.cumsum(1) - 1).clamp(min=0)
+
+
+def response_log_p(policy: nn.Module, inputs: dict[str, torch.Tensor], T: int, temperature: float) -> torch.Tensor:
+    """Log-probabilities [B, T, V] of what can stand in the last T places; logits are computed for these alone."""
+    logits = policy(**inputs, logits_to_keep=T + 1).logits[:, :-1]
+    return torch.log_softmax(logits.float() / temperature, -1)
+
+
+@contextlib.contextmanager
+def reading(policy: PeftModel, adapter: str):
+    """The policy with another adapter, for reading; its own is active, and alone trainable, outside."""
+    policy.set_adapter(adapter, inference_mode=True)
+    try:
+        yield
+    finally:
+        policy.set_adapter(POLICY)
 
 
 class ValueHead(nn.Module):

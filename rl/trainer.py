@@ -41,43 +41,36 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-from data.dialogue import INSTRUCTIONS
-from data.scenes import Scene, prompt_messages
+from data.scenes import Scene
 from data.source import write_whole
-from experiments.run import Run, RunConfig
-from models.sampling import Samples, decode, prompt_ids, sample
+from experiments.run import Run
+from models.sampling import decode, sample
 from models.scorer import Scorer
 from rl import ppo
-from rl.metrics import distinct
+from rl.evaluate import Evaluator, SceneConfig, check_lengths, opener_prompt
 from rl.rollout import (
+    POLICY,
+    REFERENCE,
     MergedCopy,
     PolicyWithValueHead,
     Rollout,
     ValueHead,
     left_pad,
     minibatches,
+    reading,
     scene_rows,
     value_trunk,
 )
 
-POLICY, REFERENCE = "policy", "reference"
-
 
 @dataclass
-class OpenerConfig(RunConfig):
+class OpenerConfig(SceneConfig):
     """What PPO optimises on which scenes; how it is done stands in trl's PPOConfig."""
 
-    scene_sources: list[str] = field(default_factory=lambda: ["sample"], metadata={"help": "sample, empathetic"})
-    max_scenes: int | None = field(default=None, metadata={"help": "training scenes per source; None is all"})
-    data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
-    instruction: str = field(default="friend", metadata={"help": f"one of {sorted(INSTRUCTIONS)}"})
     kl_target: float | None = field(default=None, metadata={"help": "nats a response: adapt kl_coef towards it"})
     kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which kl_coef adapts"})
     max_approx_kl: float | None = field(
         default=None, metadata={"help": "end an update's epochs above this, nats a token"}
-    )
-    max_kl: float = field(
-        default=20.0, metadata={"help": "the best checkpoint's KL to the SFT policy, nats a response"}
     )
     kl_limit: float = field(
         default=200.0, metadata={"help": "an update's KL above this ends the run with an error, nats a response"}
@@ -85,27 +78,16 @@ class OpenerConfig(RunConfig):
     separate_value_model: bool = field(
         default=False, metadata={"help": "values from a full trunk of their own, not from a head on the policy's"}
     )
-    gold_model_path: str | None = field(
-        default=None, metadata={"help": "a second scorer: logged at every evaluation, never optimised or chosen by"}
-    )
     normalize_score: bool = field(
         default=False, metadata={"help": "subtract the running mean, divide by the deviation"}
     )
     score_clip: float | None = field(default=None, metadata={"help": "clip scores to +- this, after normalising"})
-    val_samples: int = field(default=1, metadata={"help": "openers per validation scene"})
-    test_samples: int = field(default=4, metadata={"help": "openers per test scene, before and after"})
-    model_dtype: str = "float32"
-    quantization: str | None = field(default=None, metadata={"help": "8bit or 4bit, with bitsandbytes"})
 
     def __post_init__(self):
         super().__post_init__()
-        if self.instruction not in INSTRUCTIONS:
-            raise ValueError(f"instruction is {self.instruction!r}, not one of {sorted(INSTRUCTIONS)}")
         if self.kl_target is not None and self.kl_target <= 0:
             raise ValueError(f"kl_target is {self.kl_target}: it must be above 0 nats, or null for a fixed kl_coef")
-        for key in ("kl_horizon", "max_approx_kl", "max_kl", "kl_limit", "score_clip", "val_samples", "test_samples"):
-            if getattr(self, key) is not None and not getattr(self, key) > 0:
-                raise ValueError(f"{key} is {getattr(self, key)}: it must be above 0")
+        self.must_be_positive("kl_horizon", "max_approx_kl", "kl_limit", "score_clip")
         if self.separate_value_model and self.quantization:
             raise ValueError(
                 f"separate_value_model trains a trunk in full, which quantization {self.quantization} cannot: drop one"
@@ -131,11 +113,15 @@ class OpenerPPOTrainer(PPOTrainer):
         check(config, args, scenes, processes)
         args = copy.copy(args)
         args.gradient_accumulation_steps //= processes  # the batch stays the same batch
-        self.config, self.run, self.scorer, self.gold = config, run, scorer, gold
-        self.scenes, self.val_scenes = scenes, val_scenes
-        self.prompts = [self._prompt(tokenizer, scene) for scene in scenes]
-        val_prompts = [self._prompt(tokenizer, scene) for scene in val_scenes]
-        check_lengths(policy.config.max_position_embeddings, args, [*scenes, *val_scenes], self.prompts + val_prompts)
+        self.config, self.run, self.scenes, self.val_scenes = config, run, scenes, val_scenes
+        self.prompts = [opener_prompt(tokenizer, scene, config.instruction) for scene in scenes]
+        val_prompts = [opener_prompt(tokenizer, scene, config.instruction) for scene in val_scenes]
+        check_lengths(
+            policy.config.max_position_embeddings,
+            args.response_length,
+            [*scenes, *val_scenes],
+            self.prompts + val_prompts,
+        )
         # Copies come before the value head hooks into the trunk: they would take it along.
         self.sampler = MergedCopy(policy)
         trunk = value_trunk(policy, POLICY) if config.separate_value_model else None
@@ -161,6 +147,21 @@ class OpenerPPOTrainer(PPOTrainer):
         self.end_token_id = tokenizer.eos_token_id if self.stop_token_id is None else self.stop_token_id
         self.kl_coef, self.moments = args.kl_coef, ppo.RunningMoments()
         self.optimizer_steps, self.best, self.told_to_stop = 0, {}, False
+        self.evaluator = Evaluator(
+            config,
+            run,
+            tokenizer,
+            policy,
+            self.sampler,
+            scorer,
+            gold,
+            temperature=args.temperature,
+            response_length=args.response_length,
+            end_token_id=self.end_token_id,
+            missing_eos_penalty=args.missing_eos_penalty or 0.0,
+            batch_size=args.local_rollout_forward_batch_size,
+            autocast=self.accelerator.autocast,
+        )
 
     # ------------------------------------------------------------------------------------------ the loop
 
@@ -221,7 +222,7 @@ class OpenerPPOTrainer(PPOTrainer):
     def read(self, scenes: list[Scene], rows, keys, seed: int, adapter: str, clock: "Clock") -> Rollout:
         """Openers of `adapter` for scenes, with scores, log-probabilities under it and the reference, and values."""
         args, tokenizer, device = self.args, self.processing_class, self.accelerator.device
-        prompts = [self._prompt(tokenizer, scene) for scene in scenes]
+        prompts = [opener_prompt(tokenizer, scene, self.config.instruction) for scene in scenes]
         samples = sample(
             self.sampler.merge(adapter),
             prompts,
@@ -233,7 +234,7 @@ class OpenerPPOTrainer(PPOTrainer):
             keys=keys,
         )
         clock.lap("time/generate_s")
-        score_B = self.scores(scenes, decode(samples, tokenizer), samples.ended_B)
+        score_B = self.evaluator.scores(scenes, decode(samples, tokenizer), samples.ended_B)
         clock.lap("time/score_s")
         ids, mask = left_pad(prompts, tokenizer.pad_token_id)
         empty = torch.zeros(samples.mask_BT.shape, device=device)
@@ -252,11 +253,6 @@ class OpenerPPOTrainer(PPOTrainer):
         self._forward_old(rollout, adapter)
         clock.lap("time/forward_s")
         return rollout
-
-    def scores(self, scenes: list[Scene], openers: list[str], ended_B: torch.Tensor) -> torch.Tensor:
-        """The scorer's opinion of each opener [B], less `missing_eos_penalty` where it did not end by itself."""
-        score_B = opinions(self.scorer, scenes, openers)
-        return score_B - (self.args.missing_eos_penalty or 0.0) * (~ended_B).to(score_B)
 
     def improve(self, rollout: Rollout, update: int) -> dict[str, float]:
         """One update: rewards, advantages, then epochs of minibatches. Returns its metrics."""
@@ -342,59 +338,9 @@ class OpenerPPOTrainer(PPOTrainer):
 
     # ------------------------------------------------------------------------------------------ evaluation
 
-    @torch.no_grad()
-    def openers(self, scenes: list[Scene], adapter: str, num_samples: int, seed: int) -> list[dict]:
-        """Rows {"scene_id", "sample", "opener", "ended", "score", "kl", "tokens"}, and "gold" where there is such a judge:
-        `num_samples` openers a scene, at the sampling temperature; KL in nats a response, to the reference."""
-        rows, size = [], self.args.local_rollout_forward_batch_size
-        todo = [(scene, s) for scene in scenes for s in range(num_samples)]
-        for start in range(0, len(todo), size):
-            part = todo[start : start + size]
-            keys = np.arange(start, start + len(part))
-            read = self.read([scene for scene, _ in part], keys, keys, seed, adapter, Clock())
-            kl_B = ((read.logp_BT - read.ref_logp_BT) * read.mask_BT).sum(1)
-            texts = decode(Samples(read.response_BT, read.mask_BT, read.ended_B), self.processing_class)
-            gold = opinions(self.gold, [scene for scene, _ in part], texts).tolist() if self.gold else None
-            for i, (scene, s) in enumerate(part):
-                rows.append(
-                    {
-                        "scene_id": scene.id,
-                        "sample": s,
-                        "opener": texts[i],
-                        "ended": bool(read.ended_B[i]),
-                        "score": read.score_B[i].item(),
-                        "kl": kl_B[i].item(),
-                        "tokens": int(read.mask_BT[i].sum()),
-                        **({"gold": gold[i]} if gold else {}),
-                    }
-                )
-        return rows
-
     def _evaluate(self, update: int) -> None:
-        """Validation scenes: score, KL, length, diversity; a table of openers; the best policy within max_kl is kept."""
-        rows = self.openers(self.val_scenes, POLICY, self.config.val_samples, seed=self.args.seed)
-        kept = [key for key in ("score", "gold", "kl", "tokens", "ended") if key in rows[0]]
-        metrics = {f"eval/{key}": float(np.mean([row[key] for row in rows])) for key in kept}
-        texts = [row["opener"] for row in rows]
-        metrics |= {"eval/distinct_1": distinct(texts, 1), "eval/distinct_2": distinct(texts, 2)}
-        self.run.log(metrics, step=update * self.args.batch_size)
-        scenes = {scene.id: scene for scene in self.val_scenes}
-        self.run.table(
-            "openers",
-            ["episode", "scene", "profile", "greeting", "opener", "score", "kl"],
-            [
-                [
-                    update * self.args.batch_size,
-                    r["scene_id"],
-                    "; ".join(scenes[r["scene_id"]].profile),
-                    scenes[r["scene_id"]].greeting or "",
-                    r["opener"],
-                    r["score"],
-                    r["kl"],
-                ]
-                for r in rows[:40]
-            ],
-        )
+        """Validation scenes, and the best policy by score within max_kl is kept."""
+        metrics = self.evaluator.validate(self.val_scenes, self.args.seed, step=update * self.args.batch_size)
         if metrics["eval/kl"] <= self.config.max_kl and metrics["eval/score"] > self.best.get("score", -np.inf):
             self.best = {"update": update, "score": metrics["eval/score"], "kl": metrics["eval/kl"]}
             self._write_adapter(self.run.dir / "best")
@@ -406,9 +352,6 @@ class OpenerPPOTrainer(PPOTrainer):
         )
 
     # ------------------------------------------------------------------------------------------ helpers
-
-    def _prompt(self, tokenizer, scene: Scene) -> list[int]:
-        return prompt_ids(tokenizer, prompt_messages(scene, INSTRUCTIONS[self.config.instruction]))
 
     def _forward_old(self, rollout: Rollout, adapter: str) -> None:
         """Fills in log-probabilities and values, in chunks of local_rollout_forward_batch_size rows."""
@@ -422,20 +365,11 @@ class OpenerPPOTrainer(PPOTrainer):
                 rollout.mask_BT[chunk],
             )
             for name, target in ((adapter, rollout.logp_BT), (REFERENCE, rollout.ref_logp_BT)):
-                with self._adapter(name):
+                with reading(self.policy_model, name):
                     logp_BT, _, values_BT = wrapper(*inputs, self.args.temperature)
                 target[chunk] = logp_BT * inputs[3]
                 if name == adapter:
                     rollout.values_BT[chunk] = values_BT * inputs[3]
-
-    @contextlib.contextmanager
-    def _adapter(self, name: str):
-        """The policy with another adapter, for reading; the policy's own is active, and alone trainable, outside."""
-        self.policy_model.set_adapter(name, inference_mode=True)
-        try:
-            yield
-        finally:
-            self.policy_model.set_adapter(POLICY)
 
     def _shaped(self, score_B: torch.Tensor) -> torch.Tensor:
         if self.config.normalize_score:
@@ -586,21 +520,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def opinions(scorer: Scorer, scenes: list[Scene], openers: list[str]) -> torch.Tensor:
-    """A scorer's opinion of each opener [B]. Raises ValueError when its answer is not one finite number a row."""
-    rows = [
-        {"context": [scene.greeting] if scene.greeting else [], "response": opener, "profile": list(scene.profile)}
-        for scene, opener in zip(scenes, openers, strict=True)
-    ]
-    score_B, _ = scorer.score(rows)
-    if score_B.shape != (len(rows),):
-        raise ValueError(f"the scorer gave {tuple(score_B.shape)} scores for {len(rows)} openers")
-    if not torch.isfinite(score_B).all():
-        row = int((~torch.isfinite(score_B)).nonzero()[0])
-        raise ValueError(f"the scorer gave {score_B[row].item()} for scene {scenes[row].id!r}: {openers[row]!r}")
-    return score_B
-
-
 def check(config: OpenerConfig, args: PPOConfig, scenes: list[Scene], processes: int) -> None:
     """Refuses settings that cannot work, naming the key."""
     if not scenes:
@@ -636,13 +555,3 @@ def check_kl(kl: float, limit: float, update: int) -> None:
             f"the KL to the SFT policy is {kl:.1f} nats a response before update {update + 1}, kl_limit is {limit}: raise "
             "kl_coef, set kl_target or max_approx_kl, or lower learning_rate"
         )
-
-
-def check_lengths(context: int, args: PPOConfig, scenes: list[Scene], prompts: list[list[int]]) -> None:
-    """Refuses a scene whose prompt leaves no room for an opener, before anything is trained."""
-    for scene, prompt in zip(scenes, prompts, strict=True):
-        if len(prompt) + args.response_length > context:
-            raise ValueError(
-                f"scene {scene.id!r}: its prompt has {len(prompt)} tokens; with response_length {args.response_length} "
-                f"it exceeds the model's context of {context}: shorten its profile or lower response_length"
-            )

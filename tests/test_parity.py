@@ -180,7 +180,8 @@ def make(tmp_path, friend_adapter, monkeypatch):
     def both(record, **changed):
         made = Both(tmp_path, friend_adapter, record, **changed)
         monkeypatch.setattr(ppo_trainer, "batch_generation", made.batch_generation)
-        monkeypatch.setattr("rl.trainer.sample", made.sample)
+        for module in ("rl.trainer", "rl.evaluate"):
+            monkeypatch.setattr(f"{module}.sample", made.sample)
         monkeypatch.setattr(ppo_trainer, "masked_whiten", made.keeping("stock", ppo_trainer.masked_whiten))
         monkeypatch.setattr(ppo, "whiten", made.keeping("ours", ppo.whiten))
         return made

@@ -87,7 +87,7 @@ import numpy as np, torch
 from trl.experimental.ppo import PPOConfig
 from experiments.run import parse_config
 from models.sampling import Samples
-from rl import train, trainer
+from rl import evaluate, train, trainer
 
 def replayed(model, prompts, *, keys, max_new_tokens, eos_token_id, pad_token_id, **settings):
     ids = torch.tensor([np.random.default_rng(key).integers(100, 400, max_new_tokens).tolist() for key in keys])
@@ -101,7 +101,8 @@ def saved(self, update, save=trainer.OpenerPPOTrainer._save, leave=int(sys.argv.
     if update == leave:
         raise SystemExit
 
-trainer.sample, trainer.OpenerPPOTrainer._save = replayed, saved
+trainer.sample = evaluate.sample = replayed
+trainer.OpenerPPOTrainer._save = saved
 train.main(*parse_config(trainer.OpenerConfig, PPOConfig))
 """
 

@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import wandb
 import yaml
-from trl import SFTConfig
+from trl import DPOConfig, GRPOConfig, SFTConfig
 from trl.experimental.ppo import PPOConfig
 
 from experiments import run as run_module
 from experiments.run import RunConfig, finish_run, parse_config, run_directory, start_run, weights_hash
 from reward.train import RewardConfig
+from rl.dpo import PairConfig
+from rl.stable import StableConfig
 from rl.trainer import OpenerConfig
 from sft.pretrain import PretrainConfig
 from sft.train import FriendConfig
@@ -31,6 +33,8 @@ STAGES = {
     "sft": (FriendConfig, SFTConfig),
     "reward": (RewardConfig,),
     "ppo": (OpenerConfig, PPOConfig),
+    "grpo": (StableConfig, GRPOConfig),
+    "dpo": (PairConfig, DPOConfig),
     "pretrain": (PretrainConfig,),
 }
 RECIPES = [path for path in sorted(ROOT.glob("experiments/*/*.yaml")) if path.parent.name != "accelerate"]

@@ -21,9 +21,9 @@ from data.scenes import Scene
 from experiments.run import Run
 from models import sampling
 from models.load import load_policy, load_scorer, load_tokenizer
-from rl import train
+from rl import evaluate, train
 from rl import trainer as trainer_module
-from rl.rollout import MergedCopy, Rollout, left_pad, scene_rows
+from rl.rollout import MergedCopy, Rollout, left_pad, reading, scene_rows
 from rl.train import policy_with_reference
 from rl.trainer import POLICY, REFERENCE, Clock, OpenerConfig, OpenerPPOTrainer, check, checkpoints, is_whole
 from tests.tiny_models import save_smollm2
@@ -174,6 +174,30 @@ def test_a_sample_does_not_depend_on_its_batch(make):
     assert torch.allclose(part.logp_BT, expected.logp_BT, atol=1e-5)
 
 
+def test_the_evaluator_reads_what_a_rollout_reads(make):
+    """The same noise gives the same openers, scores and KL as an update's, of the policy and of the reference."""
+    trainer = make(temperature=0.7, missing_eos_penalty=1.0)
+    with torch.no_grad():
+        for name, weight in trainer.policy_model.named_parameters():
+            if f"lora_B.{POLICY}" in name:
+                weight.add_(0.2)
+    todo = [scene for scene in SCENES for _ in range(2)]
+    for adapter in (POLICY, REFERENCE):
+        found = trainer.evaluator.openers(SCENES, adapter, 2, seed=7)
+        for start in range(0, len(todo), 8):  # local_rollout_forward_batch_size
+            keys = np.arange(start, min(start + 8, len(todo)))
+            read = trainer.read(todo[start : start + 8], keys, keys, 7, adapter, Clock())
+            samples = sampling.Samples(read.response_BT, read.mask_BT, read.ended_B)
+            part = found[start : start + 8]
+            assert [row["opener"] for row in part] == sampling.decode(samples, trainer.processing_class)
+            assert [row["score"] for row in part] == read.score_B.tolist()
+            assert [row["ended"] for row in part] == read.ended_B.tolist()
+            assert [row["tokens"] for row in part] == read.mask_BT.sum(1).tolist()
+            kl_B = ((read.logp_BT - read.ref_logp_BT) * read.mask_BT).sum(1)
+            assert [row["kl"] for row in part] == kl_B.tolist()
+            assert adapter == REFERENCE or kl_B.abs().max() > 0.1
+
+
 def test_a_value_model_of_its_own_is_trained_in_full(make):
     trainer = make(config={"separate_value_model": True}, total_episodes=16)
     before = weights(trainer)
@@ -269,7 +293,8 @@ def test_a_penalty_for_a_missing_end(make):
     scene, openers = [SCENES[0]] * 2, ["eee", "eee"]
     free, strict = make("free"), make("strict", missing_eos_penalty=2.5)
     ended = torch.tensor([True, False])
-    assert (free.scores(scene, openers, ended) - strict.scores(scene, openers, ended)).tolist() == [0, 2.5]
+    with_it, without = (trainer.evaluator.scores(scene, openers, ended) for trainer in (strict, free))
+    assert (without - with_it).tolist() == [0, 2.5]
 
 
 def test_the_sampler_is_the_policy_and_the_base_stays(make):
@@ -282,7 +307,7 @@ def test_the_sampler_is_the_policy_and_the_base_stays(make):
             for weight_name, weight in trainer.policy_model.named_parameters():
                 if name == POLICY and f"lora_B.{POLICY}" in weight_name:
                     weight.add_(0.3)
-            with trainer._adapter(name):
+            with reading(trainer.policy_model, name):
                 expected = trainer.policy_model(input_ids=ids).logits
             outputs[name] = trainer.sampler.merge(name)(input_ids=ids).logits.clone()
         assert torch.allclose(outputs[name], expected, atol=1e-4), name
@@ -347,7 +372,7 @@ def test_the_best_is_chosen_by_the_proxy_within_max_kl(make):
         row = {"scene_id": "s0", "sample": 0, "opener": "hello", "ended": True, "tokens": 2}
         return [row | {"score": score, "gold": gold, "kl": kl}]
 
-    trainer.openers = openers
+    trainer.evaluator.openers = openers
     trainer.train()
     assert trainer.best == {"update": 2, "score": 4.0, "kl": 1.5}
     assert [row["eval/gold"] for row in rows(trainer) if "eval/gold" in row] == [0, 9, 0, 0, 99]
@@ -366,7 +391,7 @@ def test_an_evaluation_logs_both_scores_and_a_table_of_openers(make):
     tables = [row["openers"] for row in trainer.run.wandb.sent if "openers" in row]
     assert len(tables) == 3
     for table, step in zip(tables, (0, 16, 24), strict=True):
-        assert table.columns == ["episode", "scene", "profile", "greeting", "opener", "score", "kl"]
+        assert table.columns == ["step", "scene", "profile", "greeting", "opener", "score", "kl"]
         assert [row[:3] for row in table.data[:3:2]] == [[step, s.id, "; ".join(s.profile)] for s in SCENES[:2]]
         score = np.mean([row[5] for row in table.data])
         assert score == pytest.approx(next(row["eval/score"] for row in found if row["step"] == step))
@@ -676,7 +701,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(make):
 
 
 def test_the_stage_end_to_end(friend_adapter, tiny_scorer, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "scenes_of", lambda source, split, root, most: SCENES[:6])
+    monkeypatch.setattr(evaluate, "scenes_of", lambda source, split, root, most: SCENES[:6])
     directory = tmp_path / "ppo"
     args = PPOConfig(
         output_dir=str(directory), sft_model_path=friend_adapter, reward_model_path=tiny_scorer, total_episodes=32,
@@ -713,7 +738,7 @@ def test_the_stage_end_to_end(friend_adapter, tiny_scorer, tmp_path, capsys, mon
 
 
 def test_ppo_starts_from_an_adapter_alone(friend_base):
-    with pytest.raises(ValueError, match="has no adapter_config.json: PPO starts from an SFT run's adapter"):
+    with pytest.raises(ValueError, match="has no adapter_config.json: training starts from an SFT run's adapter"):
         policy_with_reference(friend_base, OpenerConfig())
 
 
