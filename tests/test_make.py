@@ -26,7 +26,7 @@ def make(checkout: Path, *arguments: str) -> str:
 
 
 def stages(output: str) -> list[str]:
-    return [stage for stage in ("sft.train", "reward.train", "rl.train") if stage in output]
+    return [stage for stage in ("sft.train", "reward.train", "rl.train", "rl.grpo", "rl.dpo") if stage in output]
 
 
 def finish(checkout: Path, *runs: str) -> None:
@@ -75,6 +75,20 @@ def test_another_ppo_seed_starts_from_the_same_sft_and_reward(checkout):
     output = make(checkout, "ppo", "SEED=2")
     assert stages(output) == ["rl.train"]
     assert "--seed 2 --run_dir runs/tiny/ppo-s2" in output
+
+
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+def test_grpo_and_dpo_start_from_what_ppo_starts_from_and_nothing_is_removed(checkout, method):
+    output = make(checkout, method, "SEED=2")
+    assert stages(output) == ["sft.train", "reward.train", f"rl.{method}"]
+    assert f"--seed 2 --run_dir runs/tiny/{method}-s2" in output and "rm " not in output
+    finish(checkout, "sft-s1", "reward-s1", "ppo-s1")
+    assert stages(make(checkout, method)) == [f"rl.{method}"]
+
+
+def test_a_recipe_that_is_not_there_is_named(checkout):
+    (checkout / "experiments" / "tiny" / "dpo.yaml").unlink()
+    assert "no recipe experiments/tiny/dpo.yaml" in make(checkout, "dpo")
 
 
 def test_an_unknown_experiment_is_named(checkout):
