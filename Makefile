@@ -34,7 +34,7 @@ $(foreach run,$(sort $(STARTED)),$(shell \
 	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help data base sft reward friend-reward reward-eval gold ppo grpo dpo test test-slow lint format clean
+.PHONY: help data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,9 @@ base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (IC
 	test -f runs/base/pretrain-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain.yaml
 	test -f runs/base/pretrain-everyday-s2/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-everyday.yaml
 	test -f runs/base/pretrain-openers-s3/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-openers.yaml
+
+base-open: $(VENV)/installed  ## a base from corpora that allow commercial use alone (ICEBREAKER_DATA; about 12 minutes)
+	test -f runs/base/pretrain-open-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-open.yaml
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward
