@@ -53,6 +53,8 @@ def runs(tmp_path_factory):
         "2",
         "--test_samples",
         "1",
+        "--max_approx_kl",
+        "100",  # no early stop, so that the optimizer's steps can be counted
     )
     return directory, done.stdout
 
