@@ -21,13 +21,13 @@ def load_without_leaks(corpus: str, split: str, root: str | None = None) -> list
     dialogues = list(LOADERS[corpus](split, root))
     if split != "train":
         return dialogues
-    return without_leaks(dialogues, (d for other in SPLITS[1:] for d in LOADERS[corpus](other, root)))
+    return without_leaks({corpus: dialogues}, (d for other in SPLITS[1:] for d in LOADERS[corpus](other, root)))[corpus]
 
 
-def without_leaks(train: Iterable[Dialogue], held_out: Iterable[Dialogue]) -> list[Dialogue]:
-    """The training dialogues that repeat none of the held-out ones (`same_words`)."""
+def without_leaks(train: dict[str, list[Dialogue]], held_out: Iterable[Dialogue]) -> dict[str, list[Dialogue]]:
+    """The training dialogues of each corpus that repeat none of the held-out ones, of whichever corpus (`same_words`)."""
     seen = {same_words(dialogue) for dialogue in held_out}
-    return [dialogue for dialogue in train if same_words(dialogue) not in seen]
+    return {name: [d for d in dialogues if same_words(d) not in seen] for name, dialogues in train.items()}
 
 
 def same_words(dialogue: Dialogue) -> str:

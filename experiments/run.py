@@ -103,6 +103,17 @@ class Run:
             )
 
 
+class StopsAtNan:
+    """Mixed into a Trainer: a loss that is no number ends the run before the optimizer sees it. `run` is set afterwards."""
+
+    run: Run
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.run.check_finite(loss.item(), self.state.global_step + 1)
+        return loss
+
+
 def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list[str | Path] = ()) -> Run:
     """Opens the run of these settings. `parents` are the directories of the runs or models it starts from.
 
@@ -168,6 +179,12 @@ def run_directory(config: RunConfig, seed: int) -> Path:
         raise ValueError("give --config experiments/<experiment>/<recipe>.yaml or --run_dir")
     recipe = Path(config.recipe)
     return Path("runs") / recipe.resolve().parent.name / f"{recipe.stem}-s{seed}"
+
+
+def settings_of(path: str | Path) -> dict:
+    """The settings that a run was made with (config.json); none of a model that is no run."""
+    is_run = (Path(path) / "lineage.json").exists()
+    return json.loads((Path(path) / "config.json").read_text()) if is_run else {}
 
 
 def last_checkpoint(directory: Path) -> Path | None:

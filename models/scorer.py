@@ -47,6 +47,11 @@ def check_row(row: dict) -> dict:
     return row
 
 
+def known(row: dict) -> str:
+    """The first segment: the facts, then the turns, as the classifiers were trained to read them."""
+    return " | ".join([*filter(None, ["; ".join(row.get("profile") or [])]), *row["context"]])
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int, preset: str) -> list[dict]:
     """Model inputs of each row, unpadded, at most max_length tokens: facts and context first, the response second.
 
@@ -60,8 +65,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int
     fast.encode_special_tokens = True
     pair = preset == "reaction"
     room = max_length - fast.num_special_tokens_to_add(pair)
-    known = [" | ".join([*filter(None, ["; ".join(row.get("profile") or [])]), *row["context"]]) for row in rows]
-    firsts = fast.encode_batch([_printable(text) for text in known], add_special_tokens=False)
+    firsts = fast.encode_batch([_printable(known(row)) for row in rows], add_special_tokens=False)
     seconds = fast.encode_batch([_printable(row["response"]) for row in rows], add_special_tokens=False)
     inputs = []
     for first, second in zip(firsts, seconds, strict=True):

@@ -18,10 +18,10 @@ from trl import DPOConfig, DPOTrainer
 from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene, prompt_messages
 from data.source import write_whole
-from experiments.run import parse_config, start_run
+from experiments.run import StopsAtNan, parse_config, start_run
 from rl.evaluate import Evaluator, conclude, splits
 from rl.rollout import POLICY
-from rl.stable import Checked, StableConfig, check_scenes, configure, fit, make_evaluator
+from rl.stable import StableConfig, check_scenes, configure, fit, make_evaluator
 
 
 @dataclass
@@ -87,7 +87,7 @@ def best_and_worst(candidates: list[dict]) -> list[dict]:
     return pairs
 
 
-class OpenerDPOTrainer(Checked, DPOTrainer):
+class OpenerDPOTrainer(StopsAtNan, DPOTrainer):
     pass
 
 
@@ -102,13 +102,14 @@ def opener_trainer(args: DPOConfig, evaluator: Evaluator, scenes: list[Scene], p
         }
         for pair in pairs
     ]
-    return OpenerDPOTrainer(
-        evaluator.run,
+    trainer = OpenerDPOTrainer(
         model=evaluator.policy,
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=evaluator.tokenizer,
     )
+    trainer.run = evaluator.run
+    return trainer
 
 
 if __name__ == "__main__":

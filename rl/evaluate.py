@@ -20,7 +20,7 @@ from data.corpora import LOADERS
 from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene, prompt_messages, scenes_of
 from data.source import write_whole
-from experiments.run import Run, RunConfig, finish_run
+from experiments.run import Run, RunConfig, finish_run, settings_of
 from models.load import base_of, load_base, name_base, resolve, with_adapter
 from models.sampling import Samples, decode, prompt_ids, sample
 from models.scorer import Scorer
@@ -275,8 +275,7 @@ def compared(rows: dict[str, list[dict]], scenes: list[Scene], training_texts: I
 
 def training_texts(sft: str) -> Iterator[str]:
     """What the SFT run read, turn by turn; of a shipped or foreign model, which says nothing of that, the sample's."""
-    path = Path(sft) / "config.json"
-    settings = json.loads(path.read_text()) if (Path(sft) / "lineage.json").exists() else {}
+    settings = settings_of(sft)
     for source in settings.get("sources", ("sample", "openers")):
         for dialogue in LOADERS[source]("train", settings.get("data_root")):
             yield from (turn.text for turn in dialogue.turns)

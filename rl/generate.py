@@ -9,7 +9,6 @@ Scenes in: {"id", "profile": [facts], "greeting": text or null}. Openers out, on
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from transformers import HfArgumentParser
 from data.dialogue import INSTRUCTIONS
 from data.scenes import load_scenes, prompt_messages
 from data.source import write_whole
+from experiments.run import settings_of
 from models.load import load_policy, load_tokenizer
 from models.sampling import prompt_ids, say
 
@@ -49,7 +49,7 @@ def main(config: GenerateConfig) -> None:
     tokenizer, model = load_tokenizer(config.run_dir), load_policy(config.run_dir).eval()
     if torch.cuda.is_available():
         model.cuda()
-    settings = trained_settings(config.run_dir)
+    settings = settings_of(config.run_dir)
     instruction = INSTRUCTIONS[config.instruction or settings.get("instruction", "friend")]
     temperature = config.temperature or settings.get("temperature", TEMPERATURE)
     todo = [(scene, s) for scene in scenes for s in range(config.num_return_sequences)]
@@ -71,12 +71,6 @@ def main(config: GenerateConfig) -> None:
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_whole(config.output_file, "".join(lines))
     print(f"{len(lines)} openers for {len(scenes)} scenes: {config.output_file}")
-
-
-def trained_settings(run_dir: str) -> dict:
-    """The run's own settings; none for a model that is no run."""
-    path = Path(run_dir) / "config.json"
-    return json.loads(path.read_text()) if (Path(run_dir) / "lineage.json").exists() else {}
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene, prompt_messages
-from experiments.run import parse_config, start_run
+from experiments.run import StopsAtNan, parse_config, start_run
 from rl.evaluate import Evaluator, conclude, splits
-from rl.stable import Checked, StableConfig, check_scenes, configure, fit, make_evaluator
+from rl.stable import StableConfig, check_scenes, configure, fit, make_evaluator
 
 
 def main(config: StableConfig, args: GRPOConfig) -> None:
@@ -51,7 +51,7 @@ def check(args: GRPOConfig, scenes: list[Scene]) -> None:
         )
 
 
-class OpenerGRPOTrainer(Checked, GRPOTrainer):
+class OpenerGRPOTrainer(StopsAtNan, GRPOTrainer):
     pass
 
 
@@ -65,14 +65,15 @@ def opener_trainer(args: GRPOConfig, evaluator: Evaluator, scenes: list[Scene]) 
         ended_B = torch.tensor([ids[-1] == evaluator.end_token_id for ids in completion_ids])
         return evaluator.scores([scenes[i] for i in scene], texts, ended_B).tolist()
 
-    return OpenerGRPOTrainer(
-        evaluator.run,
+    trainer = OpenerGRPOTrainer(
         model=evaluator.policy,
         reward_funcs=score,
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=evaluator.tokenizer,
     )
+    trainer.run = evaluator.run
+    return trainer
 
 
 if __name__ == "__main__":

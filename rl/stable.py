@@ -37,19 +37,6 @@ class StableConfig(SceneConfig):
             raise ValueError(f"missing_eos_penalty is {self.missing_eos_penalty}: it is subtracted, so 0 or more")
 
 
-class Checked:
-    """Mixed into one of trl's trainers: a loss that is no number ends the run before the optimizer sees it."""
-
-    def __init__(self, run: Run, **settings):
-        self.run = run
-        super().__init__(**settings)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.run.check_finite(loss.item(), self.state.global_step + 1)
-        return loss
-
-
 def configure(args: TrainingArguments, directory: Path) -> None:
     """What the recipe leaves to the stage. A checkpoint is written after every evaluation: one of them is the best."""
     args.output_dir, args.report_to, args.logging_nan_inf_filter = str(directory), [], False

@@ -89,7 +89,7 @@ def main(config: PretrainConfig) -> None:
     held_out = {name: list(LOADERS[name]("validation", config.data_root)) for name in config.weights_start}
     test = [dialogue for name in train for dialogue in LOADERS[name]("test", config.data_root)]
     test += [dialogue for dialogues in held_out.values() for dialogue in dialogues]
-    train = {name: without_leaks(dialogues, test) for name, dialogues in train.items()}
+    train = without_leaks(train, test)
     if {"empathetic", "daily"} <= set(train):  # what the original recipe's validation loss was measured on
         held_out["original"] = mixture("original", ("empathetic", "daily"), config.data_root)[0]["validation"]
 

@@ -21,7 +21,7 @@ from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
 from data.friend import mixture
 from data.order import EpochOrder
 from data.scenes import prompt_messages, scenes_of
-from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
+from experiments.run import Run, RunConfig, StopsAtNan, finish_run, last_checkpoint, parse_config, start_run
 from models.load import load_base, load_tokenizer, name_base, resolve
 from models.sampling import prompt_ids, say
 
@@ -59,22 +59,8 @@ class FriendConfig(RunConfig):
 
 def main(config: FriendConfig, args: SFTConfig) -> None:
     run = start_run(config, args, stage="sft", seed=args.seed, parents=[resolve(config.model_name_or_path)])
-    set_seed(args.seed)
-    tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
-    model = lora_model(config)
     splits, _ = mixture(config.preset, tuple(config.sources), config.data_root)
-    data = {name: chats(part, config, tokenizer, args.max_length) for name, part in splits.items()}
-
-    configure(args, run.dir)
-    trainer = FriendTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=spread(data["validation"], config.max_eval_dialogues),
-        compute_loss_func=next_token_loss,
-    )
-    trainer.run = run
+    trainer, data = make_trainer(config, args, splits, run, FriendTrainer)
     before = trainer.evaluate()
     trainer.add_callback(RunCallback(run))
     metrics = fit(trainer, run, before)
@@ -82,7 +68,7 @@ def main(config: FriendConfig, args: SFTConfig) -> None:
     test = spread(data["test"], config.max_eval_dialogues) if "test" in data else None  # `original` trains on it
     held_out = trainer.evaluate(trainer.prepare(test), metric_key_prefix="test") if test else {}
 
-    columns, rows = sampled(trainer.model, tokenizer, data["validation"], config, args.seed)
+    columns, rows = sampled(trainer.model, trainer.processing_class, data["validation"], config, args.seed)
     run.table("samples", columns, rows)
     trainer.save_model(str(run.dir / "model"))  # the adapter and the tokenizer
     if run.is_main:
@@ -100,6 +86,27 @@ def main(config: FriendConfig, args: SFTConfig) -> None:
             "examples": {name: len(part) for name, part in splits.items()},
         },
     )
+
+
+def make_trainer(
+    config: FriendConfig, args: SFTConfig, splits: dict[str, list[Dialogue]], run: Run, kind: type["FriendTrainer"]
+) -> tuple["FriendTrainer", dict[str, Dataset]]:
+    """The stage's trainer, of class `kind`, before its first step; and the chats of each split."""
+    set_seed(args.seed)
+    tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
+    model = lora_model(config)
+    data = {name: chats(part, config, tokenizer, args.max_length) for name, part in splits.items()}
+    configure(args, run.dir)
+    trainer = kind(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=spread(data["validation"], config.max_eval_dialogues),
+        compute_loss_func=next_token_loss,
+    )
+    trainer.run = run
+    return trainer, data
 
 
 def lora_model(config: FriendConfig):
@@ -170,20 +177,13 @@ def next_token_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> t
     return nats / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class FriendTrainer(SFTTrainer):
+class FriendTrainer(StopsAtNan, SFTTrainer):
     """SFTTrainer with an exact evaluation, an order of rows that survives a resume, and a stop at the first loss that is
     not a number."""
-
-    run = None
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         return EpochOrder(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.run.check_finite(loss.item(), self.state.global_step + 1)
-        return loss
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Another dataset, tokenised as the training set was."""

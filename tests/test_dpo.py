@@ -11,22 +11,12 @@ import pytest
 import torch
 from trl import DPOConfig
 
-from data.scenes import Scene
 from experiments.run import Run
 from rl import dpo, evaluate
 from rl.dpo import PairConfig, best_and_worst, kept_pairs, opener_trainer
 from rl.rollout import POLICY, REFERENCE, left_pad, policy_inputs, reading, response_log_p
 from rl.stable import configure, fit, make_evaluator
-
-FACTS = ["keeps bees", "is 71", "cannot swim", "bakes rye bread", "plays the tuba", "lost a glove"]
-SCENES = [Scene(f"s{i}", (FACTS[i % 6],) * (1 + i // 4), "Hello." if i % 2 else None) for i in range(12)]
-
-
-class Likes:
-    """A scorer whose opinion is how often the response says "you"."""
-
-    def score(self, rows):
-        return torch.tensor([float(row["response"].count("you")) for row in rows]), torch.ones(len(rows), 1)
+from tests.tiny_scenes import SCENES, Likes
 
 
 @pytest.fixture

@@ -20,16 +20,7 @@ from rl import evaluate, grpo, stable
 from rl.grpo import check, opener_trainer
 from rl.rollout import POLICY, REFERENCE, left_pad, policy_inputs, reading, response_log_p
 from rl.stable import StableConfig, check_scenes, configure, derive_positions, fit, load_best, make_evaluator
-
-FACTS = ["keeps bees", "is 71", "cannot swim", "bakes rye bread", "plays the tuba", "lost a glove"]
-SCENES = [Scene(f"s{i}", (FACTS[i % 6],) * (1 + i // 4), "Hello." if i % 2 else None) for i in range(12)]
-
-
-class Likes:
-    """A scorer whose opinion is how often the response says "you"."""
-
-    def score(self, rows):
-        return torch.tensor([float(row["response"].count("you")) for row in rows]), torch.ones(len(rows), 1)
+from tests.tiny_scenes import SCENES, Likes
 
 
 @pytest.fixture

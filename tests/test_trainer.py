@@ -27,20 +27,9 @@ from rl.rollout import MergedCopy, Rollout, left_pad, reading, scene_rows
 from rl.train import policy_with_reference
 from rl.trainer import POLICY, REFERENCE, Clock, OpenerConfig, OpenerPPOTrainer, check, checkpoints, is_whole
 from tests.tiny_models import save_smollm2
+from tests.tiny_scenes import FACTS, Likes
 
-FACTS = ["keeps bees", "is 71", "cannot swim", "bakes rye bread", "plays the tuba", "lost a glove"]
 SCENES = [Scene(f"s{i}", (FACTS[i % 6], FACTS[(2 * i + 1) % 6]), "Hello." if i % 2 else None) for i in range(10)]
-
-
-class Likes:
-    """A scorer of the same interface whose opinion is how often the response says one word."""
-
-    def __init__(self, word="you"):
-        self.word, self.model = word, torch.nn.Identity()
-
-    def score(self, rows):
-        counts = [float(row["response"].count(self.word)) for row in rows]
-        return torch.tensor(counts), torch.ones(len(rows), 1)
 
 
 class Says(Likes):

@@ -21,7 +21,7 @@ from transformers import pipeline
 from data import sample
 from experiments.bench.side import Side, Turns, matmul_peak, rounded, show, spread, timed
 from models.load import load_scorer
-from models.scorer import Scorer, encode
+from models.scorer import Scorer, encode, known
 from reward.pairs import context_of
 
 ROUNDS = 5
@@ -98,8 +98,7 @@ def score_stock(stock, rows: list[dict], scorer: Scorer) -> torch.Tensor:
     """Logits, a row a text."""
     texts = [r["response"] for r in rows]
     if scorer.preset == "reaction":
-        known = [" | ".join([*filter(None, ["; ".join(r["profile"])]), *r["context"]]) for r in rows]
-        texts = [{"text": first, "text_pair": second} for first, second in zip(known, texts, strict=True)]
+        texts = [{"text": known(row), "text_pair": row["response"]} for row in rows]
     said = stock(texts, top_k=None, function_to_apply="none", truncation=True, max_length=scorer.max_length)
     return torch.tensor([[x["score"] for x in sorted(row, key=lambda x: int(x["label"]))] for row in said])
 

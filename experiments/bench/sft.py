@@ -24,15 +24,13 @@ from types import SimpleNamespace
 import torch
 import yaml
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments
 from trl import SFTConfig
 
 from data.friend import mixture
 from experiments.bench.side import Rounds, Side, Turns, paired, rounded, show, spread
 from experiments.run import Run
-from models.load import load_tokenizer
-from sft.train import FriendConfig, FriendTrainer, chats, configure, lora_model, next_token_loss
-from sft.train import spread as evenly
+from sft.train import FriendConfig, FriendTrainer, make_trainer, next_token_loss
 
 ROUNDS = 5
 STEPS = 30
@@ -118,22 +116,10 @@ def load(directory: str, max_steps: int, changed: dict) -> tuple[dict, "CountedF
     values["model_name_or_path"] = values.pop("base")
     config = FriendConfig(**{key: values.pop(key) for key in FriendConfig.__dataclass_fields__ if key in values})
     args = SFTConfig(output_dir=directory, **values)
-    set_seed(args.seed)
-    tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
-    model = lora_model(config)
     splits, _ = mixture(config.preset, tuple(config.sources), config.data_root)
-    data = {name: chats(splits[name], config, tokenizer, args.max_length) for name in ("train", "validation")}
-    configure(args, Path(directory))
+    run = Run(Path(directory), "bench", "step", SimpleNamespace(log=lambda row: None))
+    trainer, _ = make_trainer(config, args, splits, run, CountedFriendTrainer)
     args.load_best_model_at_end, args.eval_strategy, args.save_strategy = False, "no", "no"
-    trainer = CountedFriendTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=evenly(data["validation"], config.max_eval_dialogues),
-        compute_loss_func=next_token_loss,
-    )
-    trainer.run = Run(Path(directory), "bench", "step", SimpleNamespace(log=lambda row: None))
     return values, trainer
 
 
