@@ -1,11 +1,15 @@
 # The order of the stages, and nothing else. Stages meet on disk: a stage is done when its run's summary.json is there.
 #   make ppo                      the whole pipeline on the embedded default
+#   make reward FEEDBACK=chat.jsonl     a reward that also learns what people liked in chats, in a run of its own
 #   make ppo EXP=full SEED=2      another experiment (a folder of experiments/), another PPO seed on the same SFT and reward
 
 EXP    ?= tiny
 SEED   ?= 1
 PYTHON ?= python3.11
 MODEL  ?= runs/tiny/reward-s1
+RUN    ?= friend-ppo
+# A file of feedback (data/feedback.py says what is in it).
+FEEDBACK ?=
 # Extra flags for installing torch, e.g. an index with CPU builds: the plain pin brings the CUDA build on Linux.
 TORCH_FLAGS ?=
 
@@ -13,7 +17,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 RUNS   := runs/$(EXP)
 SFT    := $(RUNS)/sft-s$(SEED)
-REWARD := $(RUNS)/reward-s$(SEED)
+REWARD := $(RUNS)/reward$(if $(FEEDBACK),-feedback)-s$(SEED)
 PPO    := $(RUNS)/ppo-s$(SEED)
 GRPO   := $(RUNS)/grpo-s$(SEED)
 DPO    := $(RUNS)/dpo-s$(SEED)
@@ -30,16 +34,16 @@ STARTED := $(if $(filter sft,$(MAKECMDGOALS)),$(SFT)) $(if $(filter reward,$(MAK
 	$(if $(filter dpo,$(MAKECMDGOALS)),$(DPO)) \
 	$(if $(filter ppo grpo dpo,$(MAKECMDGOALS)),$(RUNS)/sft-s1 $(RUNS)/reward-s1)
 $(foreach run,$(sort $(STARTED)),$(shell \
-	recipe=experiments/$(EXP)/$(firstword $(subst -s, ,$(notdir $(run)))).yaml; \
+	recipe=experiments/$(EXP)/$(firstword $(subst -feedback, ,$(subst -s, ,$(notdir $(run))))).yaml; \
 	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo test test-slow lint format clean
+.PHONY: help bot data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo chat feedback-report publish docker test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
-	@echo "  Variables: EXP (tiny), SEED (1), MODEL (runs/tiny/reward-s1), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
+	@echo "  Variables: EXP (tiny), SEED (1), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), FEEDBACK, PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
 	$(PY) -m data
@@ -53,10 +57,11 @@ base-open: $(VENV)/installed  ## a base from corpora that allow commercial use a
 	test -f runs/base/pretrain-open-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-open.yaml
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
-reward: $(REWARD)/summary.json  ## the engagement reward
-friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; about 50 minutes)
+reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with what people liked
+friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; about an hour)
 	test -f runs/friend-reward/reward-s1/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward.yaml
 	test -f runs/friend-reward/reward-more-s2/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-more.yaml
+	test -f runs/friend-reward/reward-graded-s3/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-graded.yaml
 reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run (ICEBREAKER_DATA)
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL)
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
@@ -71,6 +76,9 @@ $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed
 $(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installed
 	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D)
 
+$(RUNS)/reward-feedback-s%/summary.json: $(RUNS)/reward-feedback-s%/recipe.yaml $(FEEDBACK) | $(VENV)/installed
+	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D) --feedback_file $(FEEDBACK)
+
 $(RUNS)/ppo-s%/summary.json: $(RUNS)/ppo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
 	$(PY) -m rl.train --config experiments/$(EXP)/ppo.yaml --seed $* --run_dir $(@D)
 
@@ -83,6 +91,22 @@ $(RUNS)/dpo-s%/summary.json: $(RUNS)/dpo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)
 # Named as targets: else make takes those that it made on the way for intermediate files, and removes them.
 $(PPO_PARENTS):
 %/recipe.yaml: ;
+
+chat: $(VENV)/installed  ## talk to the friend in the terminal: RUN=friend-ppo, or a run
+	@$(PY) -m chat.terminal --models $(RUN) $(if $(FEEDBACK),--feedback_file $(FEEDBACK))
+
+feedback-report: $(VENV)/installed  ## what people did with replies: FEEDBACK=a file of rows
+	$(if $(FEEDBACK),,$(error give the file: make feedback-report FEEDBACK=feedback.jsonl))
+	@$(PY) -m chat.feedback report $(FEEDBACK)
+
+publish: $(VENV)/installed  ## send RUN to REPO=user/name on a hub (HF_TOKEN, HF_ENDPOINT); MERGED=1 as one model, DRY_RUN=1 to look
+	$(PY) -m models.publish "$(RUN)" "$(REPO)" $(if $(MERGED),--merged) $(if $(DRY_RUN),--dry_run) $(if $(PRIVATE),--private)
+
+docker:  ## the image of server and bot (compose.yaml starts them); TORCH_INDEX=https://pypi.org/simple for CUDA
+	docker build --tag icebreaker $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+bot: $(VENV)/installed  ## the friend in Telegram: TG_BOT_TOKEN, MODEL=a run or shipped name (friend-ppo); chat/telegram.py
+	@MODEL=$(if $(filter command environment,$(firstword $(origin MODEL))),"$(MODEL)",friend-ppo) $(PY) telegram_bot.py
 
 test: $(VENV)/installed  ## the tests (under 4 minutes on two cores)
 	$(PY) -m pytest

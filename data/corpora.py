@@ -10,6 +10,7 @@ from data.dialogue import SPLITS, Dialogue
 LOADERS = {
     "sample": lambda split, root: sample.load(split),
     "openers": lambda split, root: openers.load(split),
+    "rated": lambda split, root: openers.load_rated(split),
     "empathetic": empathetic.load,
     "daily": daily.load,
     **{corpus: lambda split, root, corpus=corpus: extra.load(corpus, split, root) for corpus in extra.FILES},

@@ -1,6 +1,7 @@
-"""Openers in plain words, written for the sample's scenes and for people of their own (data/sample/README.md)."""
+"""Openers in plain words, written for the sample's scenes and for people of their own, and openers that a model said to
+them, each with a grade (data/sample/README.md)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from data import sample
 from data.dialogue import Dialogue, Turn
@@ -14,25 +15,46 @@ def load(split: str) -> Iterator[Dialogue]:
     Those of a scene (rows {"scene_id", "opener"}) have its id and, after "#", their number among the scene's own. In
     training come people who are nobody's scene (rows {"profile", "greeting", "opener"}).
     """
-    scenes = {scene.id: scene for scene in load_scenes(sample.FOLDER / f"scenes_{split}.jsonl")}
+    scenes = _scenes(split)
+    rows = read_jsonl(sample.FOLDER / f"openers_{split}.jsonl", parse=lambda row: _of_scene(row, scenes))
+    yield from _dialogues("openers", split, scenes, rows)
+    if split == "train":
+        for scene, opener in _people():
+            yield _dialogue(scene.id, "openers", split, scene, opener)
+
+
+def load_rated(split: str) -> Iterator[Dialogue]:
+    """As `load`, but of what a model said (rows {"scene_id", "opener", "rating", "by"}): never a model to follow. The
+    friend's turn has the grade, from 1 (nobody would answer) to 5; `scene_id` may name one of people.jsonl too."""
+    scenes = _scenes(split) | ({scene.id: scene for scene, _ in _people()} if split == "train" else {})
+    rows = read_jsonl(sample.FOLDER / f"rated_{split}.jsonl", parse=lambda row: _of_scene(row, scenes, "rating", "by"))
+    yield from _dialogues("rated", split, scenes, rows)
+
+
+def _scenes(split: str) -> dict[str, Scene]:
+    return {scene.id: scene for scene in load_scenes(sample.FOLDER / f"scenes_{split}.jsonl")}
+
+
+def _people() -> Iterator[tuple[Scene, str]]:
+    for number, row in enumerate(read_jsonl(sample.FOLDER / "people.jsonl", parse=_of_person)):
+        yield Scene(f"person-{number:04}", tuple(row["profile"]), row["greeting"]).check(), row["opener"]
+
+
+def _dialogues(source: str, split: str, scenes: dict[str, Scene], rows: Iterable[dict]) -> Iterator[Dialogue]:
     seen = dict.fromkeys(scenes, 0)
-    for row in read_jsonl(sample.FOLDER / f"openers_{split}.jsonl", parse=lambda row: _of_scene(row, scenes)):
+    for row in rows:
         scene = scenes[row["scene_id"]]
         seen[scene.id] += 1
-        yield _dialogue(f"{scene.id}#{seen[scene.id]}", scene, row["opener"], split)
-    if split == "train":
-        for number, row in enumerate(read_jsonl(sample.FOLDER / "people.jsonl", parse=_of_person)):
-            scene = Scene(f"person-{number:04}", tuple(row["profile"]), row["greeting"])
-            yield _dialogue(scene.id, scene.check(), row["opener"], split)
+        yield _dialogue(f"{scene.id}#{seen[scene.id]}", source, split, scene, row["opener"], row.get("rating"))
 
 
-def _dialogue(id: str, scene: Scene, opener: str, split: str) -> Dialogue:
+def _dialogue(id: str, source: str, split: str, scene: Scene, opener: str, rating: int | None = None) -> Dialogue:
     greeting = [Turn("person", scene.greeting)] if scene.greeting else []
-    return Dialogue(id, "openers", split, (*greeting, Turn("friend", opener)), scene.profile).check()
+    return Dialogue(id, source, split, (*greeting, Turn("friend", opener, rating=rating)), scene.profile).check()
 
 
-def _of_scene(row: dict, scenes: dict[str, Scene]) -> dict:
-    _check_keys(row, {"scene_id", "opener"})
+def _of_scene(row: dict, scenes: dict[str, Scene], *more: str) -> dict:
+    _check_keys(row, {"scene_id", "opener", *more})
     if row["scene_id"] not in scenes:
         raise ValueError(f"scene {row['scene_id']!r} is not among this split's scenes")
     return row

@@ -4,13 +4,14 @@
 
 `label` is the other one's emotion, DISENGAGED, or None where nothing is known of it but that they answered. `disengaged`
 is the probability that they had nothing to say, from 0 to 1, or None for a comment without any answer; `emotions` are a
-comment's own. `kind` is `true` (as it was said), `comment`, or one of reward/negatives.py's, whose `pair` is the index of
-the true row that they spoil.
+comment's own. `kind` is `true` (as it was said), `comment`, `rated`, or one of reward/negatives.py's, whose `pair` is the
+index of the true row that they spoil.
 
 What each source tells:
     sample, daily   the emotion of the next turn
     topical_chat    the emotion of the next turn, and the partner's rating of this one (RATED)
     openers         that somebody would answer: they were written for it
+    rated           how gladly one would answer what a model said (RATED): the same style, with and without sense
     empathetic      that there was an answer; what the friend says when facts are known (data/profile.py: opener_readings)
     go_emotions     what 28 emotions look like in a text by itself
 """
@@ -23,9 +24,10 @@ from data.dialogue import SPLITS, Dialogue, swap
 from data.profile import opener_readings
 from data.scenes import id_hash
 from reward.emotions import GO_EMOTIONS, RATED
+from reward.feedback import feedback_rows
 from reward.negatives import add_negatives
 
-DIALOGUES = ("sample", "openers", "daily", "empathetic", "topical_chat")
+DIALOGUES = ("sample", "openers", "rated", "daily", "empathetic", "topical_chat")
 SOURCES = (*DIALOGUES, "go_emotions")
 FOLDS = ("all", "proxy", "gold")
 CONTEXT_TURNS = 4
@@ -48,7 +50,11 @@ def load_rows(config, split: str) -> list[dict]:
         rows += whole_dialogues(found, most, rng) if most else found
     if not rows:
         raise ValueError(f"split {split!r} of {config.sources} has no labelled rows: check the files it is read from")
-    return add_negatives(rows, config.negatives, rng) if config.preset == "reaction" else rows
+    if config.preset == "reaction":
+        rows = add_negatives(rows, config.negatives, rng)
+    if config.feedback_file:
+        rows += feedback_rows(config.feedback_file, split, CONTEXT_TURNS, config.feedback_repeats, start=len(rows))
+    return rows
 
 
 def whole_dialogues(rows: list[dict], most: int, rng: np.random.Generator) -> list[dict]:
@@ -81,10 +87,11 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
     """
     rows = []
     for dialogue in dialogues:
-        if dialogue.source == "openers":
-            last = len(dialogue.turns) - 1
-            said = (dialogue.turns[last].text, None, context_of(dialogue, last), dialogue.profile)
-            rows.append(_row("openers", dialogue.id.split("#")[0], *said))
+        if dialogue.source in ("openers", "rated"):
+            *before, opener = dialogue.turns
+            said = (opener.text, None, [turn.text for turn in before], dialogue.profile)
+            row = _row(dialogue.source, dialogue.id.split("#")[0], *said)
+            rows.append({**row, "kind": "rated", "disengaged": RATED[opener.rating]} if opener.rating else row)
             continue
         is_labelled = any(turn.emotion for turn in dialogue.turns)
         for i, (turn, answer) in enumerate(zip(dialogue.turns, dialogue.turns[1:], strict=False)):

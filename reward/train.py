@@ -8,8 +8,9 @@ said. Preset `text` predicts the emotion of the utterance itself, as the origina
 turns either into one number.
 
 LoRA on every linear layer and fresh heads, all weights (`use_peft: false`), or on from a trained adapter
-(`model_name_or_path`). The best checkpoint on validation is kept, and one temperature is fitted there (Guo
-et al. 2017). What is left out: human ratings of engagement, which only judge a reward and never train it.
+(`model_name_or_path`). What people did with replies (`feedback_file`) trains beside the sources. The best checkpoint on
+validation is kept, and one temperature is fitted there (Guo et al. 2017). What is left out: human ratings of
+engagement, which only judge a reward and never train it.
 
 Axes: B rows, K members, R labels (reactions), E emotions.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 from transformers import (
     AutoTokenizer,
@@ -40,6 +42,7 @@ from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_a
 from models.pair import ARCHITECTURES
 from models.scorer import AGGREGATES, PRESETS, Scorer, encode
 from reward.emotions import DISENGAGED, labels_and_weights
+from reward.feedback import DISLIKED
 from reward.negatives import KINDS
 from reward.pairs import FOLDS, SOURCES, load_rows
 
@@ -55,9 +58,7 @@ class RewardConfig(RunConfig):
         default=MINILM_HUB, metadata={"help": "the encoder (MiniLM needs no hub), or a trained reward to go on from"}
     )
     preset: str = field(default="reaction", metadata={"help": "reaction, or text: the original's"})
-    sources: list[str] = field(
-        default_factory=lambda: ["sample"], metadata={"help": "sample, daily, empathetic, topical_chat, go_emotions"}
-    )
+    sources: list[str] = field(default_factory=lambda: ["sample"], metadata={"help": f"some of {', '.join(SOURCES)}"})
     fold: str = field(default="all", metadata={"help": "which training dialogues: all, proxy, or gold (disjoint)"})
     data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
     max_rows: dict[str, int] = field(default_factory=dict, metadata={"help": "source -> true training rows at most"})
@@ -65,6 +66,8 @@ class RewardConfig(RunConfig):
         default_factory=lambda: {"swapped": 0.5, "corrupted": 0.15, "unwelcome": 0.15, "spoilt": 0.1},
         metadata={"help": "kind of negative -> how many per true row"},
     )
+    feedback_file: str | None = field(default=None, metadata={"help": "rows of what people did (data/feedback.py)"})
+    feedback_repeats: int = field(default=4, metadata={"help": "each row of feedback counts as so many: they are few"})
     max_eval_samples: int = field(default=0, metadata={"help": "true rows of a source in validation, test; 0: all"})
     max_length: int = field(default=96, metadata={"help": "tokens of profile, context and response"})
     architecture: str = field(
@@ -101,6 +104,14 @@ class RewardConfig(RunConfig):
             raise ValueError(f"max_rows names {sorted(unknown)[0]!r}, which is not among the sources {self.sources}")
         if unknown := set(self.negatives) - set(KINDS):
             raise ValueError(f"negatives name {sorted(unknown)[0]!r}; the kinds are {tuple(KINDS)}")
+        if self.feedback_file and self.preset != "reaction":
+            raise ValueError("feedback_file is given, but preset text reads an utterance alone: it knows no reaction")
+        if self.feedback_file and self.fold == "gold":
+            raise ValueError(
+                "feedback_file is given, but the gold judge must not see what the other reward is trained on"
+            )
+        if self.feedback_repeats < 1:
+            raise ValueError(f"feedback_repeats is {self.feedback_repeats}, but each row counts once at least")
         if self.num_members < 1:
             raise ValueError(f"num_members is {self.num_members}, but a reward has one at least")
 
@@ -175,7 +186,7 @@ def evaluate(scorer: Scorer, rows: list[dict]) -> dict[str, float]:
     """Of the rows whose reaction is known: macro_f1 over the labels that occur, the same of the true rows alone
     (macro_f1_true), accuracy, and nll, the reactions' loss of the members' mean; of the comments emotion_bce; loss, the
     two together, by which the best checkpoint is chosen. true_above_<kind>: how often a true reply scores above one of
-    that kind in its place; true_above: the mean over kinds. NaN where there are no such rows."""
+    that kind in its place; true_above: the mean over kinds; spearman_rated: of score and grade over the rated rows."""
     known = [i for i, row in enumerate(rows) if row["disengaged"] is not None]  # comments have no reaction
     rows_known = [rows[i] for i in known]
     score_B = torch.full((len(rows),), torch.nan)
@@ -197,11 +208,15 @@ def evaluate(scorer: Scorer, rows: list[dict]) -> dict[str, float]:
         present_BE = emotion_targets(comments)
         metrics["emotion_bce"] = F.binary_cross_entropy(scorer.emotions(comments), present_BE).item()
         metrics["loss"] += EMOTION_COEF * metrics["emotion_bce"]
-    for kind in KINDS:
-        spoilt = [i for i, row in enumerate(rows) if row["kind"] == kind]
+    for kind in (*KINDS, DISLIKED):
+        spoilt = [i for i, row in enumerate(rows) if row["kind"] == kind and row["pair"] is not None]
         if spoilt:
             pairs = [rows[i]["pair"] for i in spoilt]
             metrics[f"true_above_{kind}"] = (score_B[pairs] > score_B[spoilt]).float().mean().item()
+    rated = [i for i, row in enumerate(rows) if row["kind"] == "rated"]
+    if rated:
+        likely_B = [-rows[i]["disengaged"] for i in rated]
+        metrics["spearman_rated"] = float(spearmanr(score_B[rated], likely_B).statistic)
     above = [value for name, value in metrics.items() if name.startswith("true_above")]
     return {**metrics, "true_above": sum(above) / len(above)} if above else metrics
 

@@ -16,6 +16,7 @@ ALLOWED = {
     "sft": {"data", "models", "experiments.run"},
     "reward": {"data", "models", "experiments.run"},
     "rl": {"data", "models", "experiments.run"},
+    "chat": {"data", "models", "experiments.run"},
 }
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import string
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from models.scorer import TEXT_WEIGHTS, Scorer, check_row, encode
 from reward import score, train
 from reward.emotions import DISENGAGED, GO_EMOTIONS, RATED, REACTION_WEIGHTS, REACTIONS, labels_and_weights
 from reward.negatives import (
+    add_negatives,
     corrupted_rows,
     machine_rows,
     moment_rows,
@@ -331,6 +333,27 @@ def test_a_rating_says_how_likely_the_partner_was_disengaged():
     rows = reaction_rows([Dialogue("t", "topical_chat", "train", tuple(turns))])
     assert [row["disengaged"] for row in rows] == [0.0, RATED[3], RATED[1]]
     assert 0 == RATED[5] < RATED[4] < RATED[3] < RATED[2] < RATED[1] < 1
+
+
+def test_a_graded_opener_says_how_likely_nobody_answers_and_spoils_nothing():
+    turns = (Turn("person", "my bees are gone"), Turn("friend", "What did the bees say to the bees?", rating=1))
+    graded = Dialogue("sample-0001#2", "rated", "train", turns, ("keeps bees",))
+    written = replace(graded, source="openers", turns=(turns[0], Turn("friend", "All of them? I'm sorry.")))
+    bad, good = rows = reaction_rows([graded, written])
+    assert (bad["kind"], bad["disengaged"], bad["label"]) == ("rated", RATED[1], None)
+    assert (bad["context"], bad["profile"], bad["dialogue"]) == (["my bees are gone"], ["keeps bees"], "sample-0001")
+    assert (good["kind"], good["disengaged"]) == ("true", 0.0)
+    made = add_negatives(rows, {"corrupted": 1.0, "unwelcome": 4.0}, np.random.default_rng(1))[2:]
+    assert made and {row["pair"] for row in made} == {1}
+
+
+def test_the_score_is_held_against_the_grades(scorer):
+    rows = [{**row, "label": None, "kind": "rated"} for row in ROWS]
+    score_B = scorer.score(rows)[0]
+    for order, expected in ((score_B.argsort(), 1.0), (score_B.argsort(descending=True), -1.0)):
+        graded = [{**rows[i], "disengaged": likely} for i, likely in zip(order.tolist(), (0.9, 0.5, 0.1), strict=True)]
+        said = {**ROWS[0], "label": "happiness", "disengaged": 0.0, "kind": "true"}
+        assert train.evaluate(scorer, [*graded, said])["spearman_rated"] == pytest.approx(expected)
 
 
 def test_an_opener_is_read_out_of_a_dialogue_where_the_person_opens():

@@ -146,6 +146,25 @@ def test_the_people_with_openers_of_their_own_are_nobody_elses(written, dialogue
     assert 0.25 < sum(len(person.turns) == 2 for person in people) / len(people) < 0.6  # who have greeted first
 
 
+def test_every_graded_opener_has_its_scene_and_a_grade(scenes):
+    for split in SPLITS:
+        rated = list(openers.load_rated(split))
+        assert len(rated) >= 150 and len({opener.id for opener in rated}) == len(rated)
+        assert {opener.turns[-1].rating for opener in rated} == {1, 2, 3, 4, 5}
+        assert not any(turn.rating for opener in rated for turn in opener.turns[:-1])
+        profiles = {scene.id: scene.profile for scene in scenes[split]}
+        of_scenes = [opener for opener in rated if opener.id.startswith("sample-")]
+        assert all(opener.profile == profiles[opener.id.split("#")[0]] for opener in of_scenes)
+        assert split == "train" or len(of_scenes) == len(rated)
+
+
+def test_no_graded_opener_is_taught(written):
+    graded = {
+        (o.profile, o.turns[-1].text) for split in SPLITS for o in openers.load_rated(split) if o.turns[-1].rating < 4
+    }
+    assert not graded & {(o.profile, o.turns[-1].text) for found in written.values() for o in found}
+
+
 def test_a_broken_opener_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "FOLDER", tmp_path)
     (tmp_path / "scenes_test.jsonl").write_text('{"id": "a", "profile": ["is tall"], "greeting": null}\n')

@@ -1,0 +1,166 @@
+"""chat/terminal.py: in a pipe, on a terminal of its own (a pty), and its commands, on
+an engine that answers at once; the pty talks to friend-ppo."""
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from chat import terminal
+from chat.care import ANSWERS, HONESTY
+from chat.engine import Stream
+from chat.friend import Friend
+from chat.terminal import Terminal, TerminalConfig
+from data.dialogue import from_json
+from data.feedback import load
+from models.mood import load_moods
+from tests.test_friend import Asked, told
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def friend():
+    return Friend(Asked(), load_moods(told))
+
+
+@pytest.fixture
+def talk(friend, monkeypatch):
+    """Lines in, what the terminal prints out; as in a pipe."""
+
+    def play(*lines, **settings):
+        shown = io.StringIO()
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        config = TerminalConfig(**{"models": ["a", "b"], "seed": 1, **settings})
+        Terminal(friend, config, Console(file=shown, soft_wrap=True, highlight=False)).run()
+        return shown.getvalue()
+
+    return play
+
+
+def test_the_friend_opens_and_answers_in_plain_text(talk):
+    said = talk("Hi there!", "are you a bot?", "I want to die")
+    assert said.count("friend: ") == 4 and "\x1b" not in said
+    assert said.splitlines()[1].startswith("friend: ") and "you: Hi there!" in said
+    assert f"friend: {HONESTY}" in said and f"friend: {ANSWERS['self-harm']}" in said
+
+
+def test_a_seed_gives_each_reply_another_and_the_same_again(talk, friend):
+    talk("Hi", "Ho", candidates=2)
+    seeds = [ask.seed for ask in friend.engine.asks]
+    talk("Hi", "Ho", candidates=2)
+    assert len(set(seeds)) == 4 and seeds == [ask.seed for ask in friend.engine.asks[4:]]
+
+
+def test_an_opener_of_no_words_is_no_turn(talk, friend, monkeypatch):
+    monkeypatch.setattr(friend, "open", lambda *_: [{"opener": ""}])
+    assert "(said nothing)" in talk("/score") and "There is no reply yet" in talk("/score")
+
+
+def test_commands(talk, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    said = talk(
+        "/score", "I am sad", "/mood",
+        "/mood off", "/profile keeps bees; is 71", "/profile", "/model", "/model x", "/model b", "/help",
+        "/nonsense", "hello", "/retry", f"/save {path}", "/up", "/quit", "never read",
+    )  # fmt: skip
+    for part in (
+        "score ",
+        "happiness",
+        "comfort: negative 1.00",
+        "(off)",
+        "keeps bees; is 71",
+        "[a]  b",
+        "No x here",
+        "a  [b]",
+    ):
+        assert part in said, part
+    assert "There is no /nonsense" in said and "/retry   " in said and "Kept nowhere" in said and "never" not in said
+    saved = from_json(json.loads(path.read_text()))
+    assert [turn.speaker for turn in saved.turns] == ["friend", "person", "friend"] and saved.profile == (
+        "keeps bees",
+        "is 71",
+    )
+
+
+def test_what_is_done_is_kept_when_asked_for(talk, tmp_path):
+    path = tmp_path / "feedback.jsonl"
+    talk("/up", "hello you", "/down", "/retry", "I want to die", "/down", feedback_file=str(path))
+    rows = load(path)
+    assert [row["kind"] for row in rows] == ["thumb_up", "continued", "thumb_down", "retry", "continued"]
+    assert rows[1]["reply_words"] == 2 and rows[0]["context"] == [] and rows[2]["context"][-1] == "hello you"
+
+
+def test_a_talk_without_a_file_leaves_nothing(talk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    talk("/up", "hello", "/retry")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_stops_a_reply_and_not_the_talk(talk, friend, monkeypatch):
+    ask, stopped = friend.engine.ask, []
+
+    def slow(what):
+        if len(what.messages) < 3:
+            return ask(what)
+        stream = Stream()
+        stream._put("I was just")
+        stopped.append(stream)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        return stream
+
+    monkeypatch.setattr(friend.engine, "ask", slow)
+    old = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        said = talk("tell me", "/mood")
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert "friend: I was just (stopped)\n" in said and "general:" in said
+    assert [stream.finish_reason for stream in stopped] == ["cancelled"]
+
+
+def test_an_unknown_run_is_an_error_of_one_line():
+    with pytest.raises(SystemExit, match="error: .*runs/nowhere"):
+        terminal.main(TerminalConfig(models=["runs/nowhere"]))
+
+
+def test_on_a_terminal_ctrl_c_at_the_prompt_keeps_it_open():
+    main, side = pty.openpty()
+    command = [sys.executable, "-m", "chat.terminal", "--models", "friend-ppo", "--seed", "1"]
+    environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        command, cwd=ROOT, stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
+    )
+    os.close(side)
+    seen = b""
+
+    def wait_for(mark, seconds=60):
+        nonlocal seen
+        end = time.monotonic() + seconds
+        while mark not in seen and time.monotonic() < end:
+            if select.select([main], [], [], 0.2)[0]:
+                seen += os.read(main, 4096)
+        assert mark in seen, seen
+        seen = seen.split(mark, 1)[1]
+
+    try:
+        wait_for(b"friend: ")
+        wait_for(b"you: ")
+        started.send_signal(signal.SIGINT)
+        wait_for(b"ends the talk")
+        os.write(main, b"are you a bot?\n")
+        wait_for(b"computer program")
+        os.write(main, b"/quit\n")
+        assert started.wait(30) == 0
+    finally:
+        started.kill()
+        os.close(main)
