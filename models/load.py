@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from models.pair import ARCHITECTURES
-from models.scorer import TEXT_WEIGHTS, Scorer
+from models.scorer import TEXT_WEIGHTS, LengthScorer, Scorer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -121,16 +121,25 @@ def name_base(directory: Path, name: str) -> None:
     new.replace(path)
 
 
-def load_scorer(name: str | Path, device: str | torch.device = "cpu") -> Scorer:
-    """A run, a shipped name, or any single-label classifier of emotions (hub id or path), in fp32, as a Scorer.
+def load_scorer(
+    name: str | Path, device: str | torch.device = "cpu", aggregate: str | None = None
+) -> Scorer | LengthScorer:
+    """A run, a shipped name, or any single-label classifier of emotions (hub id or path), in fp32, as a Scorer; "length"
+    is the control that counts words alone. `aggregate` takes the place of a reward's own, where it has several members.
 
     A model without scorer.json is read with preset `text`, its labels weighted by their names, lower-cased; ValueError
     names a label that preset does not know. An adapter is merged into its encoder: the same scores, fewer products.
     """
+    if name == "length":
+        return LengthScorer()
     path = resolve(str(name))
     tokenizer = AutoTokenizer.from_pretrained(path)
     saved = Path(path) / "scorer.json"
     settings = json.loads(saved.read_text()) if saved.exists() else None
+    if aggregate and (settings or {}).get("num_members", 1) < 2:
+        raise ValueError(f"reward_aggregate is {aggregate!r}, but {path} has no members to disagree: leave it out")
+    if aggregate:
+        settings["aggregate"] = aggregate
     if (Path(path) / "adapter_config.json").exists():
         model = load_reward_adapter(path).merge_and_unload()
     else:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRESETS = ("reaction", "text")
@@ -186,6 +187,21 @@ class Scorer:
         names = ("preset", "labels", "weights", "max_length", "temperature", "num_members", "aggregate", "architecture")
         settings = {name: self.__dict__[name] for name in names}
         (Path(directory) / "scorer.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+class LengthScorer:
+    """A scorer that asks for TARGET words and reads none of them: 1 - |words / TARGET - 1|, at most 1. What PPO gains by
+    it on another score, length alone can gain (Singhal et al. 2023, section 4: their control LPPO, in tokens there)."""
+
+    TARGET = 16  # half as many again as the embedded SFT policy's openers have
+
+    def __init__(self):
+        self.model = nn.Identity()  # where a trainer expects one to move about
+
+    def score(self, rows: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """score_B, and the one "label" there is, [B, 1] of ones."""
+        words_B = torch.tensor([float(len(row["response"].split())) for row in rows])
+        return 1 - (words_B / self.TARGET - 1).abs(), torch.ones(len(rows), 1)
 
 
 def _printable(text: str) -> str:
