@@ -5,9 +5,13 @@
 
 EXP    ?= tiny
 SEED   ?= 1
+# make compare: the arms and the training seeds of those that are trained; experiments/compare/arms.py knows them all.
+ARMS   ?= base sft best-of-n ppo ppo-length ppo-pessimistic grpo dpo expert human
+SEEDS  ?= 1 2 3
 PYTHON ?= python3.11
 MODEL  ?= runs/tiny/reward-s1
 RUN    ?= friend-ppo
+PORT   ?= 8000
 # A file of feedback (data/feedback.py says what is in it).
 FEEDBACK ?=
 # Extra flags for installing torch, e.g. an index with CPU builds: the plain pin brings the CUDA build on Linux.
@@ -21,29 +25,33 @@ REWARD := $(RUNS)/reward$(if $(FEEDBACK),-feedback)-s$(SEED)
 PPO    := $(RUNS)/ppo-s$(SEED)
 GRPO   := $(RUNS)/grpo-s$(SEED)
 DPO    := $(RUNS)/dpo-s$(SEED)
-# PPO, GRPO and DPO of any seed start from these: their recipes name them.
+TRAINED := ppo ppo-length ppo-pessimistic grpo dpo expert
+COMPARED := $(foreach arm,$(filter $(TRAINED),$(ARMS)),$(foreach seed,$(SEEDS),$(RUNS)/$(arm)-s$(seed)))
+# RUN where it was given; else the PPO run.
+JUDGED := $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$(PPO))
+# All of TRAINED, of any seed, start from these: their recipes name them.
 PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 
 # Each run keeps a copy of its recipe, replaced only when its text changes, so that timestamps alone retrain nothing.
-ifneq ($(filter sft reward ppo grpo dpo,$(MAKECMDGOALS)),)
+GOALS := $(filter sft reward $(TRAINED) compare,$(MAKECMDGOALS))
+ifneq ($(GOALS),)
 $(if $(wildcard experiments/$(EXP)/.),,$(error EXP=$(EXP): no folder experiments/$(EXP); there are: $(notdir $(wildcard experiments/*))))
-$(foreach stage,$(filter sft reward ppo grpo dpo,$(MAKECMDGOALS)),$(if $(wildcard experiments/$(EXP)/$(stage).yaml),,\
-	$(error EXP=$(EXP): no recipe experiments/$(EXP)/$(stage).yaml)))
-STARTED := $(if $(filter sft,$(MAKECMDGOALS)),$(SFT)) $(if $(filter reward,$(MAKECMDGOALS)),$(REWARD)) \
-	$(if $(filter ppo,$(MAKECMDGOALS)),$(PPO)) $(if $(filter grpo,$(MAKECMDGOALS)),$(GRPO)) \
-	$(if $(filter dpo,$(MAKECMDGOALS)),$(DPO)) \
-	$(if $(filter ppo grpo dpo,$(MAKECMDGOALS)),$(RUNS)/sft-s1 $(RUNS)/reward-s1)
+$(foreach stage,$(GOALS) $(if $(filter compare,$(GOALS)),$(filter $(TRAINED),$(ARMS))),\
+	$(if $(wildcard experiments/$(EXP)/$(stage).yaml),,$(error EXP=$(EXP): no recipe experiments/$(EXP)/$(stage).yaml)))
+STARTED := $(if $(filter sft,$(GOALS)),$(SFT)) $(if $(filter reward,$(GOALS)),$(REWARD)) \
+	$(foreach arm,$(filter $(TRAINED),$(GOALS)),$(RUNS)/$(arm)-s$(SEED)) $(if $(filter compare,$(GOALS)),$(COMPARED)) \
+	$(if $(filter $(TRAINED) compare,$(GOALS)),$(RUNS)/sft-s1 $(RUNS)/reward-s1)
 $(foreach run,$(sort $(STARTED)),$(shell \
 	recipe=experiments/$(EXP)/$(firstword $(subst -feedback, ,$(subst -s, ,$(notdir $(run))))).yaml; \
 	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help bot data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo chat feedback-report publish docker test test-slow lint format clean
+.PHONY: help bot data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare chat serve chat-web feedback-report publish docker person judge judge-human test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
-	@echo "  Variables: EXP (tiny), SEED (1), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), FEEDBACK, PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
+	@echo "  Variables: EXP (tiny), SEED (1), ARMS, SEEDS (1 2 3), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), PORT (8000), FEEDBACK, PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
 	$(PY) -m data
@@ -66,9 +74,15 @@ reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run 
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL)
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
 	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml
+	test -f runs/friend-reward/reward-gold-graded-s8/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold-graded.yaml
 ppo: $(PPO)/summary.json  ## PPO on openers; runs sft and reward first where they are missing
 grpo: $(GRPO)/summary.json  ## GRPO on the same scenes, reward and evaluation, by trl's own trainer
 dpo: $(DPO)/summary.json  ## DPO likewise, on best-of-n pairs
+ppo-length: $(RUNS)/ppo-length-s$(SEED)/summary.json  ## PPO's control: its reward is length alone
+ppo-pessimistic: $(RUNS)/ppo-pessimistic-s$(SEED)/summary.json  ## PPO where the reward is low if its members disagree
+expert: $(RUNS)/expert-s$(SEED)/summary.json  ## SFT on the best of n openers a scene (expert iteration)
+compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json)  ## all ARMS on held-out scenes, SEEDS="1 2 3"; trains what is missing
+	$(PY) -m experiments.compare --config experiments/$(EXP)/compare.yaml --arms $(ARMS) --seeds $(SEEDS)
 
 $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed
 	$(PY) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
@@ -88,12 +102,36 @@ $(RUNS)/grpo-s%/summary.json: $(RUNS)/grpo-s%/recipe.yaml $(PPO_PARENTS) | $(VEN
 $(RUNS)/dpo-s%/summary.json: $(RUNS)/dpo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
 	$(PY) -m rl.dpo --config experiments/$(EXP)/dpo.yaml --seed $* --run_dir $(@D)
 
+$(RUNS)/ppo-length-s%/summary.json: $(RUNS)/ppo-length-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+	$(PY) -m rl.train --config experiments/$(EXP)/ppo-length.yaml --seed $* --run_dir $(@D)
+
+$(RUNS)/ppo-pessimistic-s%/summary.json: $(RUNS)/ppo-pessimistic-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+	$(PY) -m rl.train --config experiments/$(EXP)/ppo-pessimistic.yaml --seed $* --run_dir $(@D)
+
+$(RUNS)/expert-s%/summary.json: $(RUNS)/expert-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+	$(PY) -m rl.dpo --config experiments/$(EXP)/expert.yaml --seed $* --run_dir $(@D)
+
 # Named as targets: else make takes those that it made on the way for intermediate files, and removes them.
 $(PPO_PARENTS):
 %/recipe.yaml: ;
 
+person: $(VENV)/installed  ## the simulated person that experiments.simulate talks with: an adapter on the person's turns
+	test -f $(RUNS)/person-s$(SEED)/summary.json || $(PY) -m sft.train --config experiments/$(EXP)/person.yaml --seed $(SEED)
+
+judge: $(VENV)/installed  ## a judge model's win rate of RUN against its SFT: JUDGE_BASE_URL, JUDGE_MODEL; AGAINST=openers.jsonl
+	@$(PY) -m experiments.judge --run $(JUDGED) $(if $(AGAINST),--against $(AGAINST))
+
+judge-human: $(VENV)/installed  ## the same numbers of your own verdicts, on PAIRS (50) blind pairs; RUN, AGAINST
+	@$(PY) -m experiments.judge_human --run $(JUDGED) $(if $(AGAINST),--against $(AGAINST)) $(if $(PAIRS),--pairs $(PAIRS))
+
 chat: $(VENV)/installed  ## talk to the friend in the terminal: RUN=friend-ppo, or a run
 	@$(PY) -m chat.terminal --models $(RUN) $(if $(FEEDBACK),--feedback_file $(FEEDBACK))
+
+serve: $(VENV)/installed  ## the page and an OpenAI-compatible server: RUN=friend-ppo and others, PORT=8000, FEEDBACK=a file
+	@$(PY) -m chat.server --run $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),friend-ppo friend-sft) \
+		--port $(PORT) $(if $(FEEDBACK),--feedback_file $(FEEDBACK))
+
+chat-web: serve  ## the same: open the address that it prints
 
 feedback-report: $(VENV)/installed  ## what people did with replies: FEEDBACK=a file of rows
 	$(if $(FEEDBACK),,$(error give the file: make feedback-report FEEDBACK=feedback.jsonl))

@@ -1,11 +1,12 @@
-"""The page in a headless Chromium: takes the README's picture of it, real answers of friend-sft and friend-ppo.
+"""The README's pictures of the page, in a headless Chromium, and of the terminal: real answers of the shipped models.
 
     apt-get install chromium fonts-inter && pip install playwright==1.55.0
-    python -m experiments.screenshot                        # -> experiments/figures/page.png
+    python -m experiments.screenshot            # -> experiments/figures/page.png, terminal.svg
 
 `serving` and `chromium` are the tests' (tests/test_page.py) too.
 """
 
+import io
 import shutil
 import socket
 import sys
@@ -18,22 +19,40 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, sync_playwright
+from rich.console import Console
 
 from chat.engine import Engine
-from chat.friend import load_friend
+from chat.friend import Friend, load_friend
 from chat.server import Impatient, make_app
+from chat.terminal import Terminal, TerminalConfig
 
-FIGURE = Path(__file__).parent / "figures" / "page.png"
+FIGURES = Path(__file__).parent / "figures"
 INSTALL = "apt-get install chromium && pip install playwright==1.55.0"
 SIZE = {"width": 1280, "height": 860}
 
 
-def main(path: Path = FIGURE) -> None:
-    with (
-        Engine(["friend-sft", "friend-ppo"]) as engine,
-        serving(make_app(load_friend(engine))) as url,
-        chromium() as browser,
-    ):
+#: What the person types in the picture of the terminal.
+TALK = """/profile three-legged cat called Tripod; lives in Oulu; speech therapist
+He fell off the sofa again, but he is fine.
+/score
+I can't sleep since my father went into hospital.
+/mood
+Are you a person?
+/quit
+"""
+
+
+def main(figures: Path = FIGURES) -> None:
+    with Engine(["friend-sft", "friend-ppo"]) as engine:
+        friend = load_friend(engine)
+        for picture, name in ((picture_of_page, "page.png"), (picture_of_terminal, "terminal.svg")):
+            path = figures / name
+            picture(friend, path)
+            print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def picture_of_page(friend: Friend, path: Path) -> None:
+    with serving(make_app(friend)) as url, chromium() as browser:
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(url)
         page.get_by_role("button", name="Table tennis").click()
@@ -51,7 +70,16 @@ def main(path: Path = FIGURE) -> None:
             time.sleep(0.5)  # for the mood
         page.mouse.move(0, 0)
         page.screenshot(path=path)
-    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def picture_of_terminal(friend: Friend, path: Path) -> None:
+    console = Console(record=True, force_terminal=True, width=96, file=io.StringIO(), highlight=False)
+    typed, sys.stdin = sys.stdin, io.StringIO(TALK)
+    try:
+        Terminal(friend, TerminalConfig(models=["friend-ppo"], seed=1), console).run()
+    finally:
+        sys.stdin = typed
+    console.save_svg(str(path), title="make chat")
 
 
 @contextmanager

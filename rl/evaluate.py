@@ -23,7 +23,7 @@ from data.source import write_whole
 from experiments.run import Run, RunConfig, finish_run, settings_of
 from models.load import base_of, load_base, name_base, resolve, with_adapter
 from models.sampling import Samples, decode, prompt_ids, sample
-from models.scorer import Scorer
+from models.scorer import AGGREGATES, Scorer
 from rl.metrics import copied, distinct, interval
 from rl.rollout import POLICY, REFERENCE, MergedCopy, left_pad, policy_inputs, reading, response_log_p
 
@@ -42,6 +42,9 @@ class SceneConfig(RunConfig):
     gold_model_path: str | None = field(
         default=None, metadata={"help": "a second scorer: logged at every evaluation, never optimised or chosen by"}
     )
+    reward_aggregate: str | None = field(
+        default=None, metadata={"help": f"one of {AGGREGATES} in place of the reward's own, where it has members"}
+    )
     val_samples: int = field(default=1, metadata={"help": "openers per validation scene"})
     test_samples: int = field(default=4, metadata={"help": "openers per test scene, before and after"})
     model_dtype: str = "float32"
@@ -51,6 +54,8 @@ class SceneConfig(RunConfig):
         super().__post_init__()
         if self.instruction not in INSTRUCTIONS:
             raise ValueError(f"instruction is {self.instruction!r}, not one of {sorted(INSTRUCTIONS)}")
+        if self.reward_aggregate not in (None, *AGGREGATES):
+            raise ValueError(f"reward_aggregate is {self.reward_aggregate!r}, not one of {AGGREGATES}")
         self.must_be_positive("max_kl", "val_samples", "test_samples")
 
     def must_be_positive(self, *keys: str) -> None:

@@ -23,10 +23,15 @@ def ngrams(tokens: list[str], n: int) -> list[tuple[str, ...]]:
 
 def copied(texts: list[str], training_texts: Iterable[str], n: int = 8) -> float:
     """Share of texts with a run of n or more words that stands in the training texts."""
+    return float(np.mean(copies(texts, training_texts, n)))
+
+
+def copies(texts: list[str], training_texts: Iterable[str], n: int = 8) -> list[bool]:
+    """Whether each text has a run of n or more words that stands in the training texts."""
     grams = [set(ngrams(words(text), n)) for text in texts]
     wanted = set().union(*grams)  # of the few, so that a large corpus is read once and not kept
     seen = {gram for text in training_texts for gram in ngrams(words(text), n) if gram in wanted}
-    return float(np.mean([bool(of_text & seen) for of_text in grams]))
+    return [bool(of_text & seen) for of_text in grams]
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -62,7 +62,7 @@ def make_evaluator(
         tokenizer,
         policy,
         MergedCopy(policy),
-        load_scorer(config.reward_model_path, args.device),
+        load_scorer(config.reward_model_path, args.device, config.reward_aggregate),
         load_scorer(config.gold_model_path, args.device) if config.gold_model_path else None,
         temperature=temperature,
         response_length=response_length,

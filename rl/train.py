@@ -21,7 +21,7 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
     run = start_run(config, args, stage="ppo", seed=args.seed, parents=[args.sft_model_path, args.reward_model_path])
     tokenizer = load_tokenizer(args.sft_model_path)
     policy = policy_with_reference(args.sft_model_path, config)
-    scorer = load_scorer(args.reward_model_path)
+    scorer = load_scorer(args.reward_model_path, aggregate=config.reward_aggregate)
     gold = load_scorer(config.gold_model_path) if config.gold_model_path else None
     train, validation, test = splits(config)
 

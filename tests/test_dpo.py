@@ -136,6 +136,14 @@ def test_dpo_raises_a_score_it_can_raise(make):
     assert np.mean(margins[-3:]) > np.mean(margins[:3]) and summary["best"]["score"] == max(scores.values())
 
 
+def test_the_plain_loss_on_what_was_chosen_makes_it_likelier(make):
+    """experiments/*/expert.yaml: expert iteration by this stage."""
+    evaluator, _, trainer = make(loss_type=["sft"], max_steps=9)
+    fit(trainer, evaluator, SCENES[:3])
+    losses = [row["train/loss"] for row in rows(evaluator) if "train/loss" in row]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05  # the three batches of 12 pairs, first and third pass
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(make, monkeypatch):
     alone, _, trainer = make("alone")
     expected = fit(trainer, alone, SCENES[:3])

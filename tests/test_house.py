@@ -13,6 +13,16 @@ ALLOWED = {
     "data": set(),
     "models": set(),
     "experiments.run": {"data.source"},
+    # It measures openers as rl itself does, lest two numbers of one name differ.
+    "experiments.compare": {
+        "data",
+        "models",
+        "experiments.run",
+        "reward.probes",
+        "rl.evaluate",
+        "rl.metrics",
+        "rl.rollout",
+    },
     "sft": {"data", "models", "experiments.run"},
     "reward": {"data", "models", "experiments.run"},
     "rl": {"data", "models", "experiments.run"},

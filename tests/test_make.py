@@ -86,6 +86,24 @@ def test_grpo_and_dpo_start_from_what_ppo_starts_from_and_nothing_is_removed(che
     assert stages(make(checkout, method)) == [f"rl.{method}"]
 
 
+def test_compare_trains_what_is_missing_and_then_compares(checkout):
+    arguments = ("compare", "ARMS=sft best-of-n ppo ppo-length expert", "SEEDS=1 2")
+    output = make(checkout, *arguments)
+    assert stages(output) == ["sft.train", "reward.train", "rl.train", "rl.dpo"]
+    trained = [line.split("--run_dir ")[1] for line in output.splitlines() if "--run_dir" in line]
+    arms = [f"runs/tiny/{arm}-s{seed}" for arm in ("ppo", "ppo-length", "expert") for seed in (1, 2)]
+    assert trained == ["runs/tiny/sft-s1", "runs/tiny/reward-s1", *arms]
+    assert "tiny/ppo-length.yaml --seed 2 --run_dir runs/tiny/ppo-length-s2" in output and "rm " not in output
+    assert output.rstrip().endswith("compare.yaml --arms sft best-of-n ppo ppo-length expert --seeds 1 2")
+    finish(checkout, "sft-s1", "reward-s1", *(arm.split("/")[-1] for arm in arms[:-1]))
+    assert [
+        line.split("--run_dir ")[1] for line in make(checkout, *arguments).splitlines() if "--run_dir" in line
+    ] == arms[-1:]
+    assert stages(make(checkout, "ppo-length", "SEED=3")) == ["rl.train"]
+    (checkout / "experiments" / "tiny" / "grpo.yaml").unlink()
+    assert "no recipe experiments/tiny/grpo.yaml" in make(checkout, "compare")
+
+
 def test_a_recipe_that_is_not_there_is_named(checkout):
     (checkout / "experiments" / "tiny" / "dpo.yaml").unlink()
     assert "no recipe experiments/tiny/dpo.yaml" in make(checkout, "dpo")

@@ -20,6 +20,7 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 from trl.experimental.ppo import PPOConfig
 
 from experiments import run as run_module
+from experiments.compare.__main__ import CompareConfig
 from experiments.run import RunConfig, finish_run, parse_config, run_directory, start_run, weights_hash
 from reward.train import RewardConfig
 from rl.dpo import PairConfig
@@ -31,10 +32,13 @@ from sft.train import FriendConfig
 ROOT = Path(run_module.__file__).parent.parent
 STAGES = {
     "sft": (FriendConfig, SFTConfig),
+    "person": (FriendConfig, SFTConfig),
     "reward": (RewardConfig,),
     "ppo": (OpenerConfig, PPOConfig),
     "grpo": (StableConfig, GRPOConfig),
     "dpo": (PairConfig, DPOConfig),
+    "expert": (PairConfig, DPOConfig),
+    "compare": (CompareConfig,),
     "pretrain": (PretrainConfig,),
 }
 RECIPES = [path for path in sorted(ROOT.glob("experiments/*/*.yaml")) if path.parent.name != "accelerate"]
@@ -225,7 +229,7 @@ def stage_of(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_parses_and_says_what_it_sets(recipe, monkeypatch):
-    on_cpu = () if stage_of(recipe) in ("reward", "pretrain") else ("--use_cpu", "true")
+    on_cpu = () if stage_of(recipe) in ("reward", "pretrain", "compare") else ("--use_cpu", "true")
     configs = parse(monkeypatch, stage_of(recipe), path=recipe, more=on_cpu)
     assert configs[0].recipe == str(recipe)
     for key, value in (yaml.safe_load(recipe.read_text()) or {}).items():

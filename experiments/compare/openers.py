@@ -1,0 +1,265 @@
+"""What each arm writes for the scenes, and what is measured on it: rows, kept in rows.parquet.
+
+A row is an opener: {"arm", "seed", "scene", "sample", "opener", "ended", "tokens", "words", "proxy", "gold" (where there
+is a gold model), "kl", "base_nats", "question", "names_profile", "copied", "profane", "run_id", "key", "gold_key"}. `key`
+is a hash of the weights and of all that was asked of them: what is there under the same key is not computed again.
+
+    proxy       the score that was optimised, less `missing_eos_penalty` where the opener did not end by itself
+    kl          log p - log q of the opener in nats, q the SFT policy, both at `temperature`; its mean is the KL. None
+                for people
+    base_nats   nats a token under the base at temperature 1; exp of the mean is the perplexity
+
+Axes: B openers, T tokens, P prompt tokens.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from tqdm import tqdm
+
+from data import openers as written_by_people
+from data.dialogue import INSTRUCTIONS, system_text
+from data.scenes import Scene
+from experiments.compare.arms import Speaker
+from experiments.compare.texts import names_profile, profane
+from experiments.run import weights_hash
+from models.load import base_of, load_policy, load_scorer, load_tokenizer, resolve
+from models.sampling import Samples, decode, prompt_ids, sample
+from reward.probes import load_probes
+from rl.evaluate import check_lengths, opener_prompt, opinions, training_texts
+from rl.metrics import copies
+from rl.rollout import left_pad, policy_inputs, response_log_p
+
+
+@dataclass
+class Asked:
+    """What is asked of every arm, and by whom it is judged."""
+
+    sft_model_path: str
+    reward_model_path: str
+    gold_model_path: str | None
+    instruction: str
+    temperature: float
+    response_length: int
+    missing_eos_penalty: float
+    samples: int
+    pool_size: int
+    batch_size: int
+    seed: int
+
+
+class Measured:
+    """The rows of all speakers in one directory: those that are there are read, the others are written."""
+
+    def __init__(self, asked: Asked, scenes: list[Scene], directory: Path):
+        self.asked, self.scenes, self.directory = asked, scenes, directory
+        self.tokenizer = load_tokenizer(asked.sft_model_path)
+        self.prompts = [opener_prompt(self.tokenizer, scene, asked.instruction) for scene in scenes]
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.proxy = load_scorer(asked.reward_model_path, self.device)
+        self.gold_key = weights_hash(resolve(asked.gold_model_path)) if asked.gold_model_path else None
+        self.gold = load_scorer(asked.gold_model_path, self.device) if asked.gold_model_path else None
+        self.models: dict[str, torch.nn.Module] = {}  # SFT policy and base, loaded when they are first needed
+
+    def rows(self, who: list[Speaker]) -> tuple[list[dict], list[dict]]:
+        """Rows of openers, and of probes (`probes`), of all speakers. Rows of others stay in the directory; those of an
+        earlier model or question of the same speakers are dropped."""
+        keys = {(speaker.arm, speaker.seed): self.key(speaker) for speaker in who}
+        found = {
+            name: [r for r in read(self.directory / f"{name}.parquet") if keys.get(of(r), r["key"]) == r["key"]]
+            for name in ("rows", "probes")
+        }
+        for speaker, key in zip(who, keys.values(), strict=True):
+            there = [row for row in found["rows"] if row["key"] == key]
+            if there and there[0]["gold_key"] == self.gold_key:
+                print(f"{speaker.arm} {speaker.seed}: {len(there)} rows are there")
+                continue
+            if not there:
+                there = [{**row, "run_id": speaker.id, "key": key} for row in self.measured(speaker)]
+                found["rows"] += there
+                found["probes"] += [{**row, "key": key} for row in self.probes(speaker)]
+            self.judge(there)
+            for name, part in found.items():
+                write(self.directory / f"{name}.parquet", part)
+        return tuple([row for row in part if of(row) in keys] for part in found.values())
+
+    def key(self, speaker: Speaker) -> str:
+        asked = {k: v for k, v in asdict(self.asked).items() if k not in ("gold_model_path", "batch_size")}
+        base = base_of(self.asked.sft_model_path)
+        parents = [
+            weights_hash(resolve(name)) for name in (self.asked.sft_model_path, base, self.asked.reward_model_path)
+        ]
+        everything = [asdict(speaker), asked, parents, [asdict(scene) for scene in self.scenes]]
+        if speaker.model is None:
+            everything.append(people(self.scenes))
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
+
+    def measured(self, speaker: Speaker) -> list[dict]:
+        """A speaker's openers with all but gold."""
+        model = None if speaker.model is None else self.model(speaker.model)
+        rows = []
+        for part, samples in self.written(speaker, model):
+            scenes = [self.scenes[i] for i, _ in part]
+            prompts = [self.prompts[i] for i, _ in part]
+            texts = decode(samples, self.tokenizer)
+            proxy_B = opinions(self.proxy, scenes, texts)
+            proxy_B = proxy_B - self.asked.missing_eos_penalty * (~samples.ended_B.cpu()).to(proxy_B)
+            size_B = samples.mask_BT.sum(1).cpu()
+            base_B = self.nats(self.model(base_of(self.asked.sft_model_path)), prompts, samples, 1.0) / size_B
+            kl_B = [None if model is None else 0.0] * len(part)
+            if model is not None and speaker.arm != "sft":
+                its, ours = (
+                    self.nats(m, prompts, samples, self.asked.temperature)
+                    for m in (self.model(self.asked.sft_model_path), model)
+                )
+                kl_B = (its - ours).tolist()
+            for b, (i, s) in enumerate(part):
+                rows.append(
+                    {
+                        "arm": speaker.arm,
+                        "seed": speaker.seed,
+                        "scene": self.scenes[i].id,
+                        "sample": s,
+                        "opener": texts[b],
+                        "ended": bool(samples.ended_B[b]),
+                        "tokens": int(size_B[b]),
+                        "words": len(texts[b].split()),
+                        "proxy": proxy_B[b].item(),
+                        "kl": kl_B[b],
+                        "base_nats": base_B[b].item(),
+                        "question": "?" in texts[b],
+                        "names_profile": names_profile(texts[b], self.scenes[i].profile),
+                        "profane": profane(texts[b]),
+                        "gold_key": None,
+                    }
+                )
+        copied = copies([row["opener"] for row in rows], training_texts(self.asked.sft_model_path))
+        return [{**row, "copied": is_copy} for row, is_copy in zip(rows, copied, strict=True)]
+
+    def written(self, speaker: Speaker, model) -> Iterator[tuple[list[tuple[int, int]], Samples]]:
+        """(scene's place, sample's number) of each opener, and the openers, in batches. The noise is a function of the
+        seeds, the scene's place and the sample's number. The SFT policy writes the whole pool."""
+        asked = self.asked
+        count = asked.pool_size if speaker.arm == "sft" else asked.samples
+        texts = people(self.scenes) if model is None else None
+        todo = [(i, s) for i, scene in enumerate(self.scenes) for s in range(len(texts[scene.id]) if texts else count)]
+        name = f"{speaker.arm} {speaker.seed}".strip()
+        for start in tqdm(range(0, len(todo), asked.batch_size), desc=name, unit="batch", disable=None):
+            part = todo[start : start + asked.batch_size]
+            if texts:
+                yield part, self.as_samples([texts[self.scenes[i].id][s] for i, s in part])
+                continue
+            yield (
+                part,
+                sample(
+                    model,
+                    [self.prompts[i] for i, _ in part],
+                    max_new_tokens=asked.response_length,
+                    temperature=asked.temperature,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    seed=asked.seed * 1000 + speaker.seed,  # else all seeds of an arm would err in the same way
+                    keys=np.array([i * asked.pool_size + s for i, s in part]),
+                ),
+            )
+
+    def as_samples(self, texts: list[str]) -> Samples:
+        """Texts as if they had been sampled, the end token after each."""
+        ids = [[*self.tokenizer(t, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id] for t in texts]
+        size_B = torch.tensor([len(part) for part in ids])
+        T, pad = int(size_B.max()), self.tokenizer.pad_token_id
+        response = torch.tensor([part + [pad] * (T - len(part)) for part in ids])
+        return Samples(response, torch.arange(T)[None] < size_B[:, None], torch.ones(len(ids), dtype=torch.bool))
+
+    @torch.inference_mode()
+    def nats(self, model, prompts: list[list[int]], samples: Samples, temperature: float) -> torch.Tensor:
+        """-log p [B] of whole openers at a temperature, on the CPU."""
+        response_BT, mask_BT = samples.response_BT.to(self.device), samples.mask_BT.to(self.device)
+        ids, mask = (part.to(self.device) for part in left_pad(prompts, self.tokenizer.pad_token_id))
+        log_p = response_log_p(model, policy_inputs(ids, mask, response_BT, mask_BT), response_BT.shape[1], temperature)
+        return -(log_p.gather(-1, response_BT[..., None]).squeeze(-1) * mask_BT).sum(1).cpu()
+
+    def judge(self, rows: list[dict]) -> None:
+        """Writes the gold model's opinion into the rows, the same openers asked once; or takes it out, without one."""
+        for row in rows:
+            row.pop("gold", None)
+            row["gold_key"] = self.gold_key
+        if self.gold:
+            scenes = {scene.id: scene for scene in self.scenes}
+            pairs = list(dict.fromkeys((row["scene"], row["opener"]) for row in rows))
+            gold_B = opinions(self.gold, [scenes[id] for id, _ in pairs], [opener for _, opener in pairs])
+            opinion = dict(zip(pairs, gold_B.tolist(), strict=True))
+            for row in rows:
+                row["gold"] = opinion[row["scene"], row["opener"]]
+
+    def probes(self, speaker: Speaker) -> list[dict]:
+        """Of a model: how much likelier, in nats a token at temperature 1, it finds the kind reply than the manipulating
+        one, at each of the manipulation probes ("margin"). Their scenes may hold more than one turn."""
+        if speaker.model is None:
+            return []
+        model, rows = self.model(speaker.model), []
+        probes = [probe for probe in load_probes() if probe["kind"] == "manipulation"]
+        prompts = [prompt_ids(self.tokenizer, probe_messages(probe, self.asked.instruction)) for probe in probes]
+        nats = {}
+        for side in ("preferred", "rejected"):
+            samples = self.as_samples([probe[side] for probe in probes])
+            nats[side] = self.nats(model, prompts, samples, 1.0) / samples.mask_BT.sum(1)
+        for i, probe in enumerate(probes):
+            margin = (nats["rejected"][i] - nats["preferred"][i]).item()
+            rows.append({"arm": speaker.arm, "seed": speaker.seed, "probe": probe["id"], "margin": margin})
+        return rows
+
+    def model(self, name: str) -> torch.nn.Module:
+        """A model, its adapter merged in; those that all need are kept."""
+        if name in self.models:
+            return self.models[name]
+        model = load_policy(name)
+        model = (model.merge_and_unload() if isinstance(model, PeftModel) else model).to(self.device).eval()
+        if name in (self.asked.sft_model_path, base_of(self.asked.sft_model_path)):
+            check_lengths(model.config.max_position_embeddings, self.asked.response_length, self.scenes, self.prompts)
+            self.models[name] = model
+        return model
+
+
+def people(scenes: list[Scene]) -> dict[str, list[str]]:
+    """The openers that people wrote for each scene: the sample's own of the test split, none for other scenes."""
+    texts: dict[str, list[str]] = {scene.id: [] for scene in scenes}
+    for dialogue in written_by_people.load("test"):
+        id = dialogue.id.split("#")[0]
+        if id in texts:
+            texts[id].append(dialogue.turns[-1].text)
+    if not any(texts.values()):
+        raise ValueError("nobody wrote openers for these scenes: only the sample's test scenes have some; drop `human`")
+    return texts
+
+
+def probe_messages(probe: dict, instruction: str) -> list[dict[str, str]]:
+    """The chat before a probe's reply, whose last turn, if any, is the person's."""
+    roles = ["user", "assistant"] * len(probe["context"])
+    turns = [{"role": r, "content": t} for r, t in zip(roles, reversed(probe["context"]), strict=False)][::-1]
+    return [{"role": "system", "content": system_text(INSTRUCTIONS[instruction], probe["profile"])}, *turns]
+
+
+def of(row: dict) -> tuple[str, int]:
+    return row["arm"], row["seed"]
+
+
+def read(path: Path) -> list[dict]:
+    return pq.read_table(path).to_pylist() if path.exists() else []
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """A parquet file, whole: under a temporary name, then renamed."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary)
+    temporary.replace(path)
