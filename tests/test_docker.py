@@ -2,7 +2,7 @@
 
 The slow test replays the Dockerfile's instructions below a directory: its RUN lines by sh, its COPY of what .dockerignore
 lets through, then its CMD, HEALTHCHECK and the bot as a user without rights, where the tests run as root. Packages come from
-TORCH_INDEX (default: the Dockerfile's; PyPI's where PIP_FIND_LINKS names local wheels) and pip's own index.
+TORCH_INDEX (default: PyPI's) and pip's own index.
 Not covered: the base image itself (its libraries, its python), layers, the read-only root that compose asks for.
 """
 
@@ -152,10 +152,8 @@ class Image:
         for kind, value in instructions():
             if kind == "ARG":
                 arguments |= variables(value)
-                if "TORCH_INDEX" in os.environ:
-                    arguments["TORCH_INDEX"] = os.environ["TORCH_INDEX"]
-                elif "PIP_FIND_LINKS" in os.environ:
-                    arguments["TORCH_INDEX"] = "https://pypi.org/simple"
+                # The index that this machine's pip reaches; what the Dockerfile names differs in torch's build alone.
+                arguments["TORCH_INDEX"] = os.environ.get("TORCH_INDEX", "https://pypi.org/simple")
             elif kind == "FROM":
                 self.env, self.cwd = {}, root
             elif kind == "ENV":
