@@ -219,6 +219,7 @@ def test_stop_in_the_midst(new_page, by):
     assert texts(page)[2] == stopped and len(texts(page)) == 5
 
 
+@pytest.mark.slow
 def test_retry_and_edit(new_page):
     page = new_page()
     begin(page)
@@ -299,6 +300,7 @@ def test_no_opt_in_box_where_the_server_stores_nothing(new_page):
     expect(page.locator("#share-row")).to_be_hidden()
 
 
+@pytest.mark.slow
 def test_care_is_marked_as_such(new_page):
     page = new_page()
     begin(page)
@@ -316,6 +318,7 @@ def test_care_is_marked_as_such(new_page):
     expect(show_care.locator(".turn").last).to_have_class(re.compile("care"))
 
 
+@pytest.mark.slow
 def test_what_is_written_stays_text(new_page):
     page = new_page()
     evil = "<img src=x onerror=alert(1)><script>alert(1)</script>"
@@ -446,6 +449,7 @@ def test_on_a_phone(new_page):
     assert small == []  # WCAG 2.2 asks for 24 pixels
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name_and_there_are_landmarks(new_page):
     page = new_page()
     begin(page)

@@ -171,6 +171,7 @@ def test_what_the_hub_refuses_is_said_and_commits_nothing(hub, run, monkeypatch)
     assert "hf_wrong" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_good", (True, False))
 def test_the_token_is_in_nothing_that_the_command_says(hub, run, is_good):
     token = hub.token if is_good else "hf_wrong-but-secret"

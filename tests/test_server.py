@@ -391,6 +391,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", schemathesis.GenerationMode)
 def test_no_request_breaks_the_server(url, model, mode):
     """As the server's own OpenAPI has it, or not at all: no 5xx, no hang, no traceback, nothing that it does not say."""

@@ -133,6 +133,7 @@ def test_an_unknown_run_is_an_error_of_one_line():
         terminal.main(TerminalConfig(models=["runs/nowhere"]))
 
 
+@pytest.mark.slow
 def test_on_a_terminal_ctrl_c_at_the_prompt_keeps_it_open():
     main, side = pty.openpty()
     command = [sys.executable, "-m", "chat.terminal", "--models", "friend-ppo", "--seed", "1"]
