@@ -32,6 +32,10 @@ def figures(experiment: Path) -> dict[str, str]:
     def both(key: str, digits: int = 2) -> str:
         return f"{ppo['sft'][key]:.{digits}f} → {ppo['ppo'][key]:.{digits}f}"
 
+    graded = {}
+    if "test/spearman_rated" in reward:
+        pair = (reward[f"{when}test/spearman_rated"] for when in ("before/", ""))
+        graded["reward: Spearman with the grades of test openers, before → after"] = " → ".join(f"{v:.3f}" for v in pair)
     gold = {}
     if "gold_gain" in ppo:
         g = ppo["gold_gain"]
@@ -48,6 +52,7 @@ def figures(experiment: Path) -> dict[str, str]:
         "reward: true reply above any negative, before → after": (
             f"{reward['before/test/true_above']:.3f} → {reward['test/true_above']:.3f}"
         ),
+        **graded,
         "**PPO − SFT: score on test scenes, 95 % interval**": (
             f"**{gain['score']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]**"
         ),
