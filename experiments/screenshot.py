@@ -37,7 +37,6 @@ He fell off the sofa again, but he is fine.
 /score
 I can't sleep since my father went into hospital.
 /mood
-Are you a person?
 /quit
 """
 
