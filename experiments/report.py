@@ -35,7 +35,9 @@ def figures(experiment: Path) -> dict[str, str]:
     graded = {}
     if "test/spearman_rated" in reward:
         pair = (reward[f"{when}test/spearman_rated"] for when in ("before/", ""))
-        graded["reward: Spearman with the grades of test openers, before → after"] = " → ".join(f"{v:.3f}" for v in pair)
+        graded["reward: Spearman with the grades of test openers, before → after"] = " → ".join(
+            f"{v:.3f}" for v in pair
+        )
     gold = {}
     if "gold_gain" in ppo:
         g = ppo["gold_gain"]
