@@ -80,11 +80,7 @@ class Friend:
 
     def look(self, turns: Sequence[dict]) -> dict:
         """{"kind", "mood"}: what would answer these turns, and the mood of the person's messages in them."""
-        said = [turn["content"] for turn in turns if turn["role"] == "user"]
-        mood = self.moods.of(said)
-        if any(care.crisis(text) for text in said[-REMEMBERED:]):
-            mood = {**mood, "name": "comfort"}
-        fixed = care.fixed(unanswered(turns))
+        fixed, mood = self._decide(turns)
         return {"kind": fixed[0] if fixed else "model", "mood": mood}
 
     def prepare(
@@ -100,15 +96,15 @@ class Friend:
     ) -> Reply:
         """What `reply` would say or ask, for surfaces that want more than its text. `instruction` replaces the model's
         own and the mood's; profile, care and honesty stay."""
-        seen = self.look(turns)
-        if fixed := care.fixed(unanswered(turns)):
-            return Reply(fixed[1], fixed[0], seen["mood"])
+        fixed, mood = self._decide(turns)
+        if fixed:
+            return Reply(fixed[1], fixed[0], mood)
         if instruction is None:
             instruction = self.engine.instruction(model)
             if use_mood:
-                instruction = self.moods.instruction(seen["mood"]["name"], instruction)
+                instruction = self.moods.instruction(mood["name"], instruction)
         ask = Ask(model, self._messages(instruction, profile, turns), max_new_tokens, temperature, seed)
-        return Reply("", "model", seen["mood"], ask)
+        return Reply("", "model", mood, ask)
 
     async def reply(
         self,
@@ -132,6 +128,14 @@ class Friend:
                 yield piece
         finally:
             stream.cancel()  # nothing, of one that has ended
+
+    def _decide(self, turns: Sequence[dict]) -> tuple[tuple[str, str] | None, dict]:
+        """The fixed answer, if there is one, as (kind, text); and the mood."""
+        said = [turn["content"] for turn in turns if turn["role"] == "user"]
+        mood = self.moods.of(said)
+        if any(care.crisis(text) for text in said[-REMEMBERED:]):
+            mood = {**mood, "name": "comfort"}
+        return care.fixed(unanswered(turns)), mood
 
     def _messages(self, instruction: str, profile: Sequence[str], turns: Sequence[dict]) -> list[dict]:
         system = system_text(instruction, profile)

@@ -88,8 +88,8 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
     rows = []
     for dialogue in dialogues:
         if dialogue.source in ("openers", "rated"):
-            *before, opener = dialogue.turns
-            said = (opener.text, None, [turn.text for turn in before], dialogue.profile)
+            opener = dialogue.turns[-1]
+            said = (opener.text, None, context_of(dialogue, len(dialogue.turns) - 1), dialogue.profile)
             row = _row(dialogue.source, dialogue.id.split("#")[0], *said)
             rows.append({**row, "kind": "rated", "disengaged": RATED[opener.rating]} if opener.rating else row)
             continue
