@@ -158,8 +158,9 @@ class Engine:
         self._batches = {
             name: Batch(self._model, load_tokenizer(name), adapters[name], max_batch) for name in self.names
         }
-        self._scorer = load_scorer(self.scorer_name, self._model.device) if self.scorer_name else None
-        self._scoring = threading.Lock()
+        self.scorer = None
+        if self.scorer_name:
+            self.scorer = load_scorer(self.scorer_name, self._model.device, dtype="auto")
         self._ready, self._is_closed = threading.Condition(), False
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
@@ -204,12 +205,11 @@ class Engine:
 
         Without a scorer both are None. Raises ValueError naming a row's wrong key.
         """
-        if self._scorer is None or not rows:
+        if self.scorer is None or not rows:
             return [{"score": None, "reactions": None} for _ in rows]
-        with self._scoring:  # its tokenizer is set anew in each call
-            score_B, probs_BR = self._scorer.score(rows)
+        score_B, probs_BR = self.scorer.score(rows)
         return [
-            {"score": score, "reactions": dict(zip(self._scorer.labels, probs, strict=True))}
+            {"score": score, "reactions": dict(zip(self.scorer.labels, probs, strict=True))}
             for score, probs in zip(score_B.tolist(), probs_BR.tolist(), strict=True)
         ]
 

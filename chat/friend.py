@@ -150,4 +150,6 @@ def unanswered(turns: Sequence[dict]) -> list[str]:
 
 def load_friend(engine: Engine) -> Friend:
     """A Friend on the engine, with the moods of models/mood.yaml as friend-reward reads them."""
-    return Friend(engine, load_moods(reader(load_scorer("friend-reward"), LABELS)))
+    is_loaded = engine.scorer_name == "friend-reward"
+    scorer = engine.scorer if is_loaded else load_scorer("friend-reward", dtype="auto")
+    return Friend(engine, load_moods(reader(scorer, LABELS)))

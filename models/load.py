@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from models.pair import ARCHITECTURES
+from models.pair import ARCHITECTURES, PairClassifier
 from models.scorer import TEXT_WEIGHTS, LengthScorer, Scorer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -92,6 +92,12 @@ def load_base(name: str, dtype: str = "float32", quantization: str | None = None
     return AutoModelForCausalLM.from_pretrained(resolve(name), **settings)
 
 
+def use_plain_attention(model: torch.nn.Module) -> None:
+    """For training in bfloat16 on a CPU: there the backward pass of torch's fused attention is some 15 times as slow as
+    plain products (torch 2.13; 40 % of a training step of friend-base, experiments/LOG.md)."""
+    (model.get_base_model() if isinstance(model, PeftModel) else model).set_attn_implementation("eager")
+
+
 def load_policy(name: str, dtype: str = "float32", quantization: str | None = None, adapter: str = "default"):
     """A causal LM by name: a base as it is, or the base of an adapter with that adapter on it, called `adapter`."""
     path = Path(resolve(name))
@@ -122,10 +128,13 @@ def name_base(directory: Path, name: str) -> None:
 
 
 def load_scorer(
-    name: str | Path, device: str | torch.device = "cpu", aggregate: str | None = None
+    name: str | Path, device: str | torch.device = "cpu", aggregate: str | None = None, dtype: str = "float32"
 ) -> Scorer | LengthScorer:
-    """A run, a shipped name, or any single-label classifier of emotions (hub id or path), in fp32, as a Scorer; "length"
-    is the control that counts words alone. `aggregate` takes the place of a reward's own, where it has several members.
+    """A run, a shipped name, or any single-label classifier of emotions (hub id or path) as a Scorer; "length" is the
+    control that counts words alone. `aggregate` takes the place of a reward's own, where it has several members.
+
+    `dtype` is float32, bfloat16 (our own classifiers' heads stay in float32; friend-reward's scores then differ by .04 at
+    most where their deviation is .7) or auto: bfloat16 where the device multiplies matrices in it, else float32.
 
     A model without scorer.json is read with preset `text`, its labels weighted by their names, lower-cased; ValueError
     names a label that preset does not know. An adapter is merged into its encoder: the same scores, fewer products.
@@ -146,7 +155,18 @@ def load_scorer(
         name = (AutoConfig.from_pretrained(path).architectures or [""])[0]
         kind = PAIR_CLASSES.get(name, AutoModelForSequenceClassification)
         model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    trunk = model.bert if isinstance(model, PairClassifier) else model
+    trunk.to(fast_dtype(device) if dtype == "auto" else getattr(torch, dtype))
     return Scorer(model.to(device), tokenizer, **(settings or _text_settings(model.config, path)))
+
+
+def fast_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies matrices in it (a CPU with AMX, a GPU since Ampere), else float32."""
+    if torch.device(device).type == "cuda":
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_fast = torch.device(device).type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def load_reward_adapter(path: str, is_trainable: bool = False) -> PeftModel:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 
 import yaml
 
@@ -92,16 +91,14 @@ def reader(scorer: Scorer, names: Sequence[str]) -> Callable[[str], dict[str, fl
 
     That of friend-reward saw GoEmotions' comments. Its reactions would not do: they tell how the *other* one takes a
     text. A scorer of preset `text` has no such head: its labels are emotions themselves. A conversation is read again
-    with each of its messages, so the last 1,024 texts are kept, in memory alone; one thread reads at a time.
+    with each of its messages, so the last 1,024 texts are kept, in memory alone.
     """
-    lock = Lock()  # the tokenizer's settings are not for two threads at once
 
     @lru_cache(maxsize=1024)
     def read(text: str) -> dict[str, float]:
         row = {"context": [], "response": text}
-        with lock:
-            if scorer.preset == "text":
-                return dict(zip(scorer.labels, scorer.score([row])[1][0].tolist(), strict=True))
-            return dict(zip(names, scorer.emotions([row])[0].tolist(), strict=True))
+        if scorer.preset == "text":
+            return dict(zip(scorer.labels, scorer.score([row])[1][0].tolist(), strict=True))
+        return dict(zip(names, scorer.emotions([row])[0].tolist(), strict=True))
 
     return read

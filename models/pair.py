@@ -41,7 +41,7 @@ class PairClassifier(BertPreTrainedModel):
 
     def forward(self, input_ids, attention_mask, token_type_ids, **unused) -> PairOutput:
         """From input_ids_BT; token_type_ids_BT are 0 on the first segment, 1 on the second."""
-        states_BTH = self.states(input_ids, attention_mask, token_type_ids)
+        states_BTH = self.states(input_ids, attention_mask, token_type_ids).float()  # the encoder may be in bf16
         u_BH = _mean(states_BTH, attention_mask * (1 - token_type_ids))
         v_BH = _mean(states_BTH, attention_mask * token_type_ids)
         features = self.norm(torch.cat([u_BH, v_BH, u_BH * v_BH, (u_BH - v_BH).abs()], dim=-1))

@@ -17,6 +17,7 @@ Axes: B rows, K members, R labels (reactions), E emotions.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRESETS = ("reaction", "text")
 AGGREGATES = ("mean", "pessimistic", "min")
+_SETTING = Lock()  # of a tokenizer: no two threads may do so at once
+DTYPES = ("auto", "float32", "bfloat16")
 
 #: Preset `text`: the emotions of plain emotion classifiers, by the names they give them.
 TEXT_WEIGHTS = {
@@ -61,13 +64,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int
     plain characters, so that no utterance can forge the form; half surrogates become "?".
     """
     fast = tokenizer.backend_tokenizer
-    fast.no_truncation()
-    fast.no_padding()
-    fast.encode_special_tokens = True
     pair = preset == "reaction"
+    with _SETTING:
+        fast.no_truncation()
+        fast.no_padding()
+        fast.encode_special_tokens = True
+        firsts = fast.encode_batch([_printable(known(row)) for row in rows], add_special_tokens=False)
+        seconds = fast.encode_batch([_printable(row["response"]) for row in rows], add_special_tokens=False)
     room = max_length - fast.num_special_tokens_to_add(pair)
-    firsts = fast.encode_batch([_printable(known(row)) for row in rows], add_special_tokens=False)
-    seconds = fast.encode_batch([_printable(row["response"]) for row in rows], add_special_tokens=False)
     inputs = []
     for first, second in zip(firsts, seconds, strict=True):
         second.truncate(room)

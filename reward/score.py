@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from data.source import read_jsonl, write_whole
 from models.load import load_scorer
-from models.scorer import check_row
+from models.scorer import DTYPES, check_row
 
 
 @dataclass
@@ -26,11 +26,12 @@ class ScoreConfig:
     skip_bad_rows: bool = field(default=False, metadata={"help": "set bad rows aside in <input_file>.bad"})
     explain: bool = field(default=False, metadata={"help": "add what each reaction contributes to the score"})
     batch_size: int = 64
+    dtype: str = field(default="float32", metadata={"help": f"one of {DTYPES}; auto is bfloat16 where that is fast"})
 
 
 def main(config: ScoreConfig) -> None:
     rows = list(read_jsonl(config.input_file, config.skip_bad_rows, parse=check_row))
-    scorer = load_scorer(config.reward_model_path)
+    scorer = load_scorer(config.reward_model_path, dtype=config.dtype)
     score_B, probs_BR = scorer.score(rows, config.batch_size)
     for row, score, probs in zip(rows, score_B.tolist(), probs_BR.tolist(), strict=True):
         row.update(score=score, emotions=dict(zip(scorer.labels, probs, strict=True)))

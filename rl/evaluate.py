@@ -21,11 +21,21 @@ from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene, prompt_messages, scenes_of
 from data.source import write_whole
 from experiments.run import Run, RunConfig, finish_run, settings_of
-from models.load import base_of, load_base, name_base, resolve, with_adapter
+from models.load import base_of, load_base, load_scorer, name_base, resolve, with_adapter
 from models.sampling import Samples, decode, prompt_ids, sample
-from models.scorer import AGGREGATES, Scorer
+from models.scorer import AGGREGATES, DTYPES, Scorer
 from rl.metrics import copied, distinct, interval
-from rl.rollout import POLICY, REFERENCE, MergedCopy, left_pad, policy_inputs, reading, response_log_p
+from rl.rollout import (
+    POLICY,
+    REFERENCE,
+    MergedCopy,
+    by_length,
+    left_pad,
+    policy_inputs,
+    reading,
+    response_log_p,
+    trimmed,
+)
 
 
 @dataclass
@@ -45,6 +55,10 @@ class SceneConfig(RunConfig):
     reward_aggregate: str | None = field(
         default=None, metadata={"help": f"one of {AGGREGATES} in place of the reward's own, where it has members"}
     )
+    reward_dtype: str = field(
+        default="float32",
+        metadata={"help": f"of reward and gold, one of {DTYPES}; auto is bfloat16 where that is fast"},
+    )
     val_samples: int = field(default=1, metadata={"help": "openers per validation scene"})
     test_samples: int = field(default=4, metadata={"help": "openers per test scene, before and after"})
     model_dtype: str = "float32"
@@ -56,6 +70,8 @@ class SceneConfig(RunConfig):
             raise ValueError(f"instruction is {self.instruction!r}, not one of {sorted(INSTRUCTIONS)}")
         if self.reward_aggregate not in (None, *AGGREGATES):
             raise ValueError(f"reward_aggregate is {self.reward_aggregate!r}, not one of {AGGREGATES}")
+        if self.reward_dtype not in DTYPES:
+            raise ValueError(f"reward_dtype is {self.reward_dtype!r}, not one of {DTYPES}")
         self.must_be_positive("max_kl", "val_samples", "test_samples")
 
     def must_be_positive(self, *keys: str) -> None:
@@ -81,6 +97,13 @@ def trainable_policy(sft: str, config: SceneConfig) -> PeftModel:
         )
     base = load_base(base_of(sft), config.model_dtype, config.quantization)
     return with_adapter(base, path, POLICY, is_trainable=True)
+
+
+def judges(config: SceneConfig, reward: str, device) -> tuple[Scorer, Scorer | None]:
+    """The reward, and the gold judge where the recipe names one."""
+    scorer = load_scorer(reward, device, config.reward_aggregate, config.reward_dtype)
+    gold = config.gold_model_path and load_scorer(config.gold_model_path, device, dtype=config.reward_dtype)
+    return scorer, gold
 
 
 def opener_prompt(tokenizer, scene: Scene, instruction: str) -> list[int]:
@@ -128,7 +151,8 @@ class Evaluator:
     response_length: int  # tokens at most, the end token included
     end_token_id: int
     missing_eos_penalty: float
-    batch_size: int
+    batch_size: int  # of sampling
+    forward_batch_size: int  # of reading
     autocast: Callable = contextlib.nullcontext  # around forward passes: the trainer's own
 
     def scores(self, scenes: list[Scene], openers: list[str], ended_B: torch.Tensor) -> torch.Tensor:
@@ -189,15 +213,20 @@ class Evaluator:
     @torch.no_grad()
     def kl(self, scenes: list[Scene], samples: Samples, adapter: str) -> torch.Tensor:
         """log p - log q [B] of `adapter`'s own samples, q the reference's probability, at the sampling temperature."""
-        response_BT, mask_BT = samples.response_BT, samples.mask_BT
-        ids, mask = left_pad(self._prompts(scenes), self.tokenizer.pad_token_id)
-        inputs = policy_inputs(ids.to(response_BT.device), mask.to(response_BT.device), response_BT, mask_BT)
-        logp_BT = {}
-        for name in (adapter, REFERENCE):
-            with reading(self.policy, name), self.autocast():
-                log_p = response_log_p(self.policy, inputs, response_BT.shape[1], self.temperature)
-            logp_BT[name] = log_p.gather(-1, response_BT[..., None]).squeeze(-1)
-        return ((logp_BT[adapter] - logp_BT[REFERENCE]) * mask_BT).sum(1)
+        ids, mask = (
+            part.to(samples.mask_BT.device) for part in left_pad(self._prompts(scenes), self.tokenizer.pad_token_id)
+        )
+        kl_B = torch.zeros(len(scenes), device=mask.device)
+        for index in by_length(mask, samples.mask_BT, self.forward_batch_size):
+            whole = ids, mask, samples.response_BT, samples.mask_BT
+            query, query_mask, response, response_mask = trimmed(*(part[index] for part in whole))
+            inputs, logp = policy_inputs(query, query_mask, response, response_mask), {}
+            for name in (adapter, REFERENCE):
+                with reading(self.policy, name), self.autocast():
+                    log_p = response_log_p(self.policy, inputs, response.shape[1], self.temperature)
+                logp[name] = log_p.gather(-1, response[..., None]).squeeze(-1)
+            kl_B[index] = ((logp[adapter] - logp[REFERENCE]) * response_mask).sum(1)
+        return kl_B
 
     def validate(self, scenes: list[Scene], seed: int, step: int) -> dict[str, float]:
         """The policy on validation scenes: score, KL, length, diversity, logged at `step`; and a table of openers."""

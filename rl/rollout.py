@@ -39,11 +39,11 @@ class Rollout:
     def rows(self, index: torch.Tensor) -> "Rollout":
         """Some rows, without the columns that are all padding in them."""
         part = Rollout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-        P = int(part.query_mask_BP.sum(1).max())
-        T = int(part.mask_BT.sum(1).max())
-        for name in ("query_BP", "query_mask_BP"):
-            setattr(part, name, getattr(part, name)[:, -P:])
-        for name in ("response_BT", "mask_BT", "logp_BT", "ref_logp_BT", "values_BT"):
+        part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT = trimmed(
+            part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT
+        )
+        T = part.mask_BT.shape[1]
+        for name in ("logp_BT", "ref_logp_BT", "values_BT"):
             setattr(part, name, getattr(part, name)[:, :T])
         return part
 
@@ -90,6 +90,17 @@ class PolicyWithValueHead(nn.Module):
         with torch.no_grad():
             entropy_BT = ppo.entropy(log_p)
         return logp_BT, entropy_BT, self.value_model(hidden, inputs, T).float()
+
+
+def by_length(query_mask_BP: torch.Tensor, mask_BT: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """Row numbers, `size` at a time, those of like length together: then little of each part is padding."""
+    return (query_mask_BP.sum(1) + mask_BT.sum(1)).argsort(stable=True).split(size)
+
+
+def trimmed(query_BP, query_mask_BP, response_BT, mask_BT) -> tuple[torch.Tensor, ...]:
+    """The same, less the columns that are all padding."""
+    P, T = int(query_mask_BP.sum(1).max()), int(mask_BT.sum(1).max())
+    return query_BP[:, -P:], query_mask_BP[:, -P:], response_BT[:, :T], mask_BT[:, :T]
 
 
 def policy_inputs(query_BP, query_mask_BP, response_BT, mask_BT) -> dict[str, torch.Tensor]:
@@ -149,16 +160,19 @@ def value_trunk(policy: PeftModel, adapter: str) -> nn.Module:
 
 
 class MergedCopy:
-    """A copy of the base with an adapter's weights added in: what sampling runs on. The base itself is never written."""
+    """A copy of the base with an adapter's weights added in: what sampling runs on, in `dtype` where that is given.
 
-    def __init__(self, policy: PeftModel):
+    The base itself is never written.
+    """
+
+    def __init__(self, policy: PeftModel, dtype: torch.dtype | None = None):
         self.policy = policy
         base = policy.get_base_model()
         layers = [(name, module) for name, module in base.named_modules() if isinstance(module, LoraLayer)]
         # Copy without the adapters: put each base layer in the adapter's place, copy, put the adapters back.
         for name, module in layers:
             base.set_submodule(name, unquantized(module.base_layer, base.dtype))
-        self.model = copy.deepcopy(base).requires_grad_(False).eval()
+        self.model = copy.deepcopy(base).to(dtype or base.dtype).requires_grad_(False).eval()
         for name, module in layers:
             base.set_submodule(name, module)
         self.layers = [(module, self.model.get_submodule(name)) for name, module in layers]

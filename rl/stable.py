@@ -15,8 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 
 from data.scenes import Scene
 from experiments.run import Run, last_checkpoint
-from models.load import load_scorer, load_tokenizer, resolve
-from rl.evaluate import Evaluator, SceneConfig, check_lengths, opener_prompt, trainable_policy
+from models.load import load_tokenizer, resolve
+from rl.evaluate import Evaluator, SceneConfig, check_lengths, judges, opener_prompt, trainable_policy
 from rl.rollout import POLICY, MergedCopy, positions
 
 
@@ -62,13 +62,13 @@ def make_evaluator(
         tokenizer,
         policy,
         MergedCopy(policy),
-        load_scorer(config.reward_model_path, args.device, config.reward_aggregate),
-        load_scorer(config.gold_model_path, args.device) if config.gold_model_path else None,
+        *judges(config, config.reward_model_path, args.device),
         temperature=temperature,
         response_length=response_length,
         end_token_id=tokenizer.eos_token_id,
         missing_eos_penalty=config.missing_eos_penalty,
-        batch_size=batch_size,
+        batch_size=64,
+        forward_batch_size=batch_size,
     )
 
 

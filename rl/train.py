@@ -11,8 +11,8 @@ from peft import PeftModel
 from trl.experimental.ppo import PPOConfig
 
 from experiments.run import parse_config, start_run
-from models.load import load_scorer, load_tokenizer, resolve
-from rl.evaluate import conclude, splits, trainable_policy
+from models.load import load_tokenizer, resolve
+from rl.evaluate import conclude, judges, splits, trainable_policy
 from rl.rollout import POLICY, REFERENCE
 from rl.trainer import OpenerConfig, OpenerPPOTrainer
 
@@ -21,8 +21,7 @@ def main(config: OpenerConfig, args: PPOConfig) -> None:
     run = start_run(config, args, stage="ppo", seed=args.seed, parents=[args.sft_model_path, args.reward_model_path])
     tokenizer = load_tokenizer(args.sft_model_path)
     policy = policy_with_reference(args.sft_model_path, config)
-    scorer = load_scorer(args.reward_model_path, aggregate=config.reward_aggregate)
-    gold = load_scorer(config.gold_model_path) if config.gold_model_path else None
+    scorer, gold = judges(config, args.reward_model_path, args.device)
     train, validation, test = splits(config)
 
     trainer = OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer, train, validation, gold)

@@ -44,6 +44,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from data.scenes import Scene
 from data.source import write_whole
 from experiments.run import Run
+from models.load import use_plain_attention
 from models.sampling import decode, sample
 from models.scorer import Scorer
 from rl import ppo
@@ -55,6 +56,7 @@ from rl.rollout import (
     PolicyWithValueHead,
     Rollout,
     ValueHead,
+    by_length,
     left_pad,
     minibatches,
     reading,
@@ -122,8 +124,10 @@ class OpenerPPOTrainer(PPOTrainer):
             [*scenes, *val_scenes],
             self.prompts + val_prompts,
         )
+        if args.bf16 and args.device.type == "cpu":
+            use_plain_attention(policy)
         # Copies come before the value head hooks into the trunk: they would take it along.
-        self.sampler = MergedCopy(policy)
+        self.sampler = MergedCopy(policy, torch.bfloat16 if args.bf16 else None)
         trunk = value_trunk(policy, POLICY) if config.separate_value_model else None
         args.model_adapter_name, args.ref_adapter_name = POLICY, REFERENCE
         args.output_dir, args.report_to, args.num_sample_generations = str(run.dir), [], 0
@@ -159,8 +163,9 @@ class OpenerPPOTrainer(PPOTrainer):
             response_length=args.response_length,
             end_token_id=self.end_token_id,
             missing_eos_penalty=args.missing_eos_penalty or 0.0,
-            batch_size=args.local_rollout_forward_batch_size,
-            autocast=self.accelerator.autocast,
+            batch_size=args.per_device_eval_batch_size,
+            forward_batch_size=args.local_rollout_forward_batch_size,
+            autocast=self.autocast,
         )
 
     # ------------------------------------------------------------------------------------------ the loop
@@ -309,9 +314,10 @@ class OpenerPPOTrainer(PPOTrainer):
             mask_BT, T = part.mask_BT.float(), part.mask_BT.shape[1]
             waits = accelerator.no_sync(self.model) if i + 1 < len(micros) else contextlib.nullcontext()
             with waits:
-                logp_BT, entropy_BT, values_BT = self.model(
-                    part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, args.temperature
-                )
+                with self.autocast():
+                    logp_BT, entropy_BT, values_BT = self.model(
+                        part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, args.temperature
+                    )
                 pg_BT, pg = ppo.policy_loss(logp_BT, part.logp_BT, advantages_BT[index, :T], mask_BT, args.cliprange)
                 vf_BT, vf = ppo.value_loss(
                     values_BT, part.values_BT, returns_BT[index, :T], mask_BT, args.cliprange_value
@@ -353,23 +359,24 @@ class OpenerPPOTrainer(PPOTrainer):
 
     # ------------------------------------------------------------------------------------------ helpers
 
+    def autocast(self):
+        """Around forward passes: bfloat16 where the recipe says so. (trl 1.12 takes `bf16` and does nothing with it.)"""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.args.bf16)
+
     def _forward_old(self, rollout: Rollout, adapter: str) -> None:
-        """Fills in log-probabilities and values, in chunks of local_rollout_forward_batch_size rows."""
+        """Fills in log-probabilities and values, local_rollout_forward_batch_size rows at a time."""
         wrapper, size = self.accelerator.unwrap_model(self.model), self.args.local_rollout_forward_batch_size
-        for start in range(0, len(rollout.score_B), size):
-            chunk = slice(start, start + size)
-            inputs = (
-                rollout.query_BP[chunk],
-                rollout.query_mask_BP[chunk],
-                rollout.response_BT[chunk],
-                rollout.mask_BT[chunk],
-            )
+        for index in by_length(rollout.query_mask_BP, rollout.mask_BT, size):
+            part = rollout.rows(index)
+            T = part.mask_BT.shape[1]
             for name, target in ((adapter, rollout.logp_BT), (REFERENCE, rollout.ref_logp_BT)):
-                with reading(self.policy_model, name):
-                    logp_BT, _, values_BT = wrapper(*inputs, self.args.temperature)
-                target[chunk] = logp_BT * inputs[3]
+                with reading(self.policy_model, name), self.autocast():
+                    logp_BT, _, values_BT = wrapper(
+                        part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, self.args.temperature
+                    )
+                target[index, :T] = logp_BT * part.mask_BT
                 if name == adapter:
-                    rollout.values_BT[chunk] = values_BT * inputs[3]
+                    rollout.values_BT[index, :T] = values_BT * part.mask_BT
 
     def _shaped(self, score_B: torch.Tensor) -> torch.Tensor:
         if self.config.normalize_score:

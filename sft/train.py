@@ -22,7 +22,7 @@ from data.friend import mixture
 from data.order import EpochOrder
 from data.scenes import prompt_messages, scenes_of
 from experiments.run import Run, RunConfig, StopsAtNan, finish_run, last_checkpoint, parse_config, start_run
-from models.load import load_base, load_tokenizer, name_base, resolve
+from models.load import load_base, load_tokenizer, name_base, resolve, use_plain_attention
 from models.sampling import prompt_ids, say
 
 
@@ -95,6 +95,8 @@ def make_trainer(
     set_seed(args.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
     model = lora_model(config)
+    if args.bf16 and args.device.type == "cpu":
+        use_plain_attention(model)
     data = {name: chats(part, config, tokenizer, args.max_length) for name, part in splits.items()}
     configure(args, run.dir)
     trainer = kind(

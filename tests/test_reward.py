@@ -9,6 +9,7 @@ import os
 import random
 import string
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -262,6 +263,23 @@ def save_hub_classifier(tokenizer, path, labels):
     torch.manual_seed(0)
     BertForSequenceClassification(bert_config(tokenizer, id2label=dict(enumerate(labels)))).save_pretrained(path)
     tokenizer.save_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["friend-reward", "friend-gold"])
+def test_in_bfloat16_the_shipped_judges_think_the_same(name):
+    rows = [
+        {"context": [], "response": t.text, "profile": list(d.profile)} for d in sample.load("test") for t in d.turns
+    ]
+    exact_B, fast_B = (load_scorer(name, dtype=dtype).score(rows[:64])[0] for dtype in ("float32", "bfloat16"))
+    assert not torch.equal(exact_B, fast_B)
+    assert (exact_B - fast_B).abs().max() < 0.1 * exact_B.std()
+
+
+def test_threads_may_share_a_scorer(scorer):
+    alone = scorer.score(ROWS)[0]
+    with ThreadPoolExecutor(8) as pool:
+        for score_B, _ in pool.map(scorer.score, [ROWS] * 64):
+            assert torch.equal(score_B, alone)
 
 
 def test_a_plain_emotion_classifier_is_read_by_its_label_names(tokenizer, tmp_path):

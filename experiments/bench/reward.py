@@ -1,14 +1,15 @@
-"""The scorer against transformers' `pipeline("text-classification", batch_size=64)` with the same weights.
+"""The scorer, in bfloat16 where the machine multiplies in it, against transformers' `pipeline("text-classification",
+batch_size=64)` with the same weights in float32.
 
 Texts a second of both on real replies (the sample's test turns with up to four turns before them) in the order of their
 corpus, in paired rounds; peak memory above what loading takes, of each, in a process of its own; the time of one opener;
 the cost per 1,000 texts as length grows; and the share of the machine's measured matrix-multiply peak that the necessary
-FLOPs reach:
+FLOPs reach, the peak in the scorer's own number format:
 
     FLOPs of a text of T tokens = L (2 T (4 H^2 + 2 H F) + 4 T^2 H), L layers, width H, feed-forward F (no padding counted).
 
-Prints, last, one line of JSON: texts_per_s, stock_texts_per_s, ratio, ratio_std, largest_logit_difference, one_opener_ms,
-peak_mb_above_loading, stock_peak_mb_above_loading, memory_ratio, matmul_peak_gflops, share_of_peak and
+Prints, last, one line of JSON: texts_per_s, stock_texts_per_s, ratio, ratio_std, largest_logit_difference,
+largest_score_difference (to our scores in float32), score_std (of these), one_opener_ms, peak_mb_above_loading, stock_peak_mb_above_loading, memory_ratio, matmul_peak_gflops, share_of_peak and
 ms_per_1000_texts_of_<n>_words. About five minutes on two cores.
 """
 
@@ -32,8 +33,8 @@ SMALLEST = {"most": 8}
 def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int | None = None) -> dict:
     """Figures of the scorer `scorer` on the first `most` replies, or all."""
     name, rows = scorer, replies(most)
-    scorer = load_scorer(name)
-    stock = stock_pipeline(scorer)
+    scorer = load_scorer(name, dtype="auto")
+    stock = stock_pipeline(load_scorer(name))
     tokens = [len(x["input_ids"]) for x in encode(scorer.tokenizer, rows, scorer.max_length, scorer.preset)]
     print(f"{len(rows)} texts of {mean(tokens):.0f} tokens, {torch.get_num_threads()} threads, {name}")
 
@@ -44,17 +45,20 @@ def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int |
         ours_s.append(timed(lambda: scorer.score(rows)))
         stock_s.append(timed(lambda: score_stock(stock, rows, scorer)))
     ratios = [b / a for a, b in zip(ours_s, stock_s, strict=True)]
-    difference = (scorer.logits(rows).flatten(1) - score_stock(stock, rows, scorer)).abs().max().item()
+    difference = scorer.logits(rows).flatten(1) - score_stock(stock, rows, scorer)
+    scores, exact = scorer.score(rows)[0], load_scorer(name).score(rows)[0]
 
     one = [timed(lambda row=row: scorer.score([row])) for row in rows[:50]]
-    peak = matmul_peak()
+    peak = matmul_peak(next(scorer.model.parameters()).dtype)
     memory = {which: peak_memory(which == "stock", name, most) for which in ("ours", "stock")}
     figures = {
         "texts_per_s": len(rows) / mean(ours_s),
         "stock_texts_per_s": len(rows) / mean(stock_s),
         "ratio": mean(ratios),
         "ratio_std": spread(ratios),
-        "largest_logit_difference": difference,
+        "largest_logit_difference": difference.abs().max().item(),
+        "largest_score_difference": (scores - exact).abs().max().item(),
+        "score_std": exact.std().item(),
         "one_opener_ms": 1000 * mean(one),
         "peak_mb_above_loading": memory["ours"],
         "stock_peak_mb_above_loading": memory["stock"],
@@ -117,7 +121,7 @@ def peak_memory(is_stock: bool, name: str, most: int | None) -> float:
 
 
 def score_once(turns: Turns, is_stock: bool, name: str, most: int | None) -> dict:
-    rows, scorer = replies(most), load_scorer(name)
+    rows, scorer = replies(most), load_scorer(name, dtype="float32" if is_stock else "auto")
     stock = stock_pipeline(scorer) if is_stock else None
     turns.loaded()
     turns.begin()
