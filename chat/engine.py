@@ -25,7 +25,16 @@ from transformers import DynamicCache
 
 from data.dialogue import INSTRUCTIONS
 from experiments.run import settings_of
-from models.load import PRETRAINED, base_of, load_base, load_scorer, load_tokenizer, resolve, with_adapter
+from models.load import (
+    PRETRAINED,
+    base_of,
+    fast_dtype,
+    load_base,
+    load_scorer,
+    load_tokenizer,
+    resolve,
+    with_adapter,
+)
 from models.sampling import draw, prompt_ids, uniform
 
 ROLES = ("system", "user", "assistant")
@@ -146,21 +155,30 @@ class Engine:
 
     `names` are runs ("runs/tiny/ppo-s1"), shipped names ("friend-ppo"), paths or hub ids; asks name them as given here.
     `scorer` is a reward; None is what `default_scorer` finds. `max_batch` rows of one model are decoded together, and at
-    most `max_waiting` of each wait. Raises ValueError where two models are on different bases.
+    most `max_waiting` of each wait. `dtype` is as load_scorer has it: in bfloat16 a row may say another word where two
+    are as good as each other, and not the same one in every company. Raises ValueError where two models are on different
+    bases.
     """
 
-    def __init__(self, names: Sequence[str], scorer: str | None = None, max_batch: int = 32, max_waiting: int = 256):
+    def __init__(
+        self,
+        names: Sequence[str],
+        scorer: str | None = None,
+        max_batch: int = 32,
+        max_waiting: int = 256,
+        dtype: str = "auto",
+    ):
         self.names = tuple(dict.fromkeys(names))
         self.scorer_name = scorer or default_scorer(self.names)
         self.max_waiting = max_waiting
-        self._model, adapters = load_all(self.names)
+        self._model, adapters = load_all(self.names, dtype)
         self.window = self._model.config.max_position_embeddings
         self._batches = {
             name: Batch(self._model, load_tokenizer(name), adapters[name], max_batch) for name in self.names
         }
         self.scorer = None
         if self.scorer_name:
-            self.scorer = load_scorer(self.scorer_name, self._model.device, dtype="auto")
+            self.scorer = load_scorer(self.scorer_name, self._model.device, dtype=dtype)
         self._ready, self._is_closed = threading.Condition(), False
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker.start()
@@ -441,7 +459,7 @@ class Batch:
             layer.keys, layer.values = layer.keys[index, :, first:], layer.values[index, :, first:]
 
 
-def load_all(names: Sequence[str]) -> tuple[torch.nn.Module, dict[str, str | None]]:
+def load_all(names: Sequence[str], dtype: str) -> tuple[torch.nn.Module, dict[str, str | None]]:
     """The base with every adapter on it, and by name the adapter's name in it (None: the base alone)."""
     if not names:
         raise ValueError("no model to serve: name a run or a shipped model")
@@ -453,7 +471,6 @@ def load_all(names: Sequence[str]) -> tuple[torch.nn.Module, dict[str, str | Non
                 "serve the other with a server of its own"
             )
     model = load_base(bases[names[0]])
-    model = model.cuda() if torch.cuda.is_available() else model
     adapters: dict[str, str | None] = {}
     for name in names:
         path = resolve(name)
@@ -465,7 +482,8 @@ def load_all(names: Sequence[str]) -> tuple[torch.nn.Module, dict[str, str | Non
                 raise ValueError(f"the adapter in {path} does not fit its base {base_of(path)!r}: {error}") from error
         elif adapters[name]:
             model = with_adapter(model, path, adapters[name])
-    return model.eval(), adapters
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device, fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)).eval(), adapters
 
 
 def default_scorer(names: Sequence[str]) -> str | None:

@@ -38,7 +38,7 @@ from data import emotions
 from data.dialogue import EMOTIONS, SPLITS
 from data.order import EpochOrder
 from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
-from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer
+from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer, use_plain_attention
 from models.pair import ARCHITECTURES
 from models.scorer import AGGREGATES, PRESETS, Scorer, encode
 from reward.emotions import DISENGAGED, labels_and_weights
@@ -240,6 +240,8 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
             return reaction
         return reaction + EMOTION_COEF * emotion_loss(outputs.emotion_logits.float(), labels[:, 2 + K :])
 
+    if config.bf16 and not torch.cuda.is_available() and scorer.architecture == "cross_encoder":
+        use_plain_attention(scorer.model)  # a bi-encoder's own mask is made for the fused one
     arguments = TrainingArguments(
         output_dir=str(run.dir),
         learning_rate=config.learning_rate,

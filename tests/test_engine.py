@@ -21,7 +21,7 @@ LINES = ["Hello.", "My dog died.", "I keep bees in Norwich, and you?", "We moved
 
 @pytest.fixture(scope="module")
 def engine(friend_base, friend_adapter, tiny_scorer):
-    with Engine([friend_adapter, friend_base], tiny_scorer, max_batch=8, max_waiting=40) as engine:
+    with Engine([friend_adapter, friend_base], tiny_scorer, max_batch=8, max_waiting=40, dtype="float32") as engine:
         yield engine
 
 
