@@ -93,23 +93,15 @@ $(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installe
 $(RUNS)/reward-feedback-s%/summary.json: $(RUNS)/reward-feedback-s%/recipe.yaml $(FEEDBACK) | $(VENV)/installed
 	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D) --feedback_file $(FEEDBACK)
 
-$(RUNS)/ppo-s%/summary.json: $(RUNS)/ppo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
-	$(PY) -m rl.train --config experiments/$(EXP)/ppo.yaml --seed $* --run_dir $(@D)
+# An arm: from the SFT run and the reward, by the recipe of its name. $(1) the arm, $(2) the module that trains it.
+define arm
+$(RUNS)/$(1)-s%/summary.json: $(RUNS)/$(1)-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+	$(PY) -m $(2) --config experiments/$(EXP)/$(1).yaml --seed $$* --run_dir $$(@D)
 
-$(RUNS)/grpo-s%/summary.json: $(RUNS)/grpo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
-	$(PY) -m rl.grpo --config experiments/$(EXP)/grpo.yaml --seed $* --run_dir $(@D)
-
-$(RUNS)/dpo-s%/summary.json: $(RUNS)/dpo-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
-	$(PY) -m rl.dpo --config experiments/$(EXP)/dpo.yaml --seed $* --run_dir $(@D)
-
-$(RUNS)/ppo-length-s%/summary.json: $(RUNS)/ppo-length-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
-	$(PY) -m rl.train --config experiments/$(EXP)/ppo-length.yaml --seed $* --run_dir $(@D)
-
-$(RUNS)/ppo-pessimistic-s%/summary.json: $(RUNS)/ppo-pessimistic-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
-	$(PY) -m rl.train --config experiments/$(EXP)/ppo-pessimistic.yaml --seed $* --run_dir $(@D)
-
-$(RUNS)/expert-s%/summary.json: $(RUNS)/expert-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
-	$(PY) -m rl.dpo --config experiments/$(EXP)/expert.yaml --seed $* --run_dir $(@D)
+endef
+$(foreach name,ppo ppo-length ppo-pessimistic,$(eval $(call arm,$(name),rl.train)))
+$(eval $(call arm,grpo,rl.grpo))
+$(foreach name,dpo expert,$(eval $(call arm,$(name),rl.dpo)))
 
 # Named as targets: else make takes those that it made on the way for intermediate files, and removes them.
 $(PPO_PARENTS):

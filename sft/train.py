@@ -7,14 +7,15 @@ padding. Evaluation is exact: nats over all of the friend's held-out tokens, als
 which can be compared across tokenizers. The original's settings (LoRA r 16, alpha 32, dropout 0.05) are the defaults.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback, TrainerState, set_seed
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
@@ -105,7 +106,6 @@ def make_trainer(
         processing_class=tokenizer,
         train_dataset=data["train"],
         eval_dataset=spread(data["validation"], config.max_eval_dialogues),
-        compute_loss_func=next_token_loss,
     )
     trainer.run = run
     return trainer, data
@@ -168,20 +168,52 @@ def configure(args: SFTConfig, directory: Path) -> None:
     args.remove_unused_columns = True
 
 
-def next_token_loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-    """Mean nats per learnt token, of the whole accumulated batch where its number of tokens is given.
+def next_token_loss(outputs, labels_BT: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """Mean nats per learnt token, of the whole accumulated batch where its number of tokens is given; logits are those of
+    `learnt` places, [1, N, V].
 
     Not the model's own: transformers gives a Bert, decoder or not, the unshifted loss of masked LMs.
     """
-    logits, labels = outputs.logits[:, :-1], labels[:, 1:]
-    keep = labels != -100
-    nats = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
-    return nats / (keep.sum() if num_items_in_batch is None else num_items_in_batch)
+    label_N = labels_BT[:, 1:][labels_BT[:, 1:] != -100]
+    nats = torch.nn.functional.cross_entropy(outputs.logits[0].float(), label_N, reduction="sum")
+    return nats / (len(label_N) if num_items_in_batch is None else num_items_in_batch)
+
+
+def learnt(labels_BT: torch.Tensor) -> torch.Tensor:
+    """keep_BT: the places whose next token is learnt."""
+    return torch.nn.functional.pad(labels_BT[:, 1:] != -100, (0, 1))
+
+
+@contextlib.contextmanager
+def only_at(keep_BT: torch.Tensor, model: PeftModel):
+    """Inside, the output layer gets the trunk's states of these N places alone, as one row: logits are [1, N, V].
+
+    Half of a dialogue is the other side's, and logits of the whole vocabulary cost a third of a small model's step.
+    """
+
+    def choose(module, inputs, output):
+        output.last_hidden_state = output.last_hidden_state[keep_BT][None]
+        return output
+
+    hook = model.get_base_model().base_model.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class FriendTrainer(StopsAtNan, SFTTrainer):
-    """SFTTrainer with an exact evaluation, an order of rows that survives a resume, and a stop at the first loss that is
-    not a number."""
+    """SFTTrainer with logits of the learnt tokens alone, an exact evaluation, an order of rows that survives a resume, and
+    a stop at the first loss that is not a number."""
+
+    def __init__(self, **settings):
+        super().__init__(compute_loss_func=next_token_loss, **settings)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """transformers' own. trl's adds the entropy at every place, over the whole vocabulary, at every step."""
+        inputs["use_cache"] = False
+        with only_at(learnt(inputs["labels"]), self.accelerator.unwrap_model(model)):
+            return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
@@ -198,14 +230,14 @@ class FriendTrainer(StopsAtNan, SFTTrainer):
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)  # nats, tokens
         for batch in loader:
-            labels = batch["labels"][:, 1:]
-            keep = labels != -100
-            with self.compute_loss_context_manager():
-                logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-            nats = torch.nn.functional.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
-            rows = torch.zeros(len(labels), 2, dtype=torch.float64, device=sums.device)
-            rows[:, 0].index_add_(0, keep.nonzero()[:, 0], nats.double())
-            rows[:, 1] = keep.sum(1)
+            keep_BT = learnt(batch["labels"])
+            with only_at(keep_BT, self.model), self.compute_loss_context_manager():
+                logits_NV = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[0]
+            label_N = batch["labels"].roll(-1, 1)[keep_BT]
+            nats_N = torch.nn.functional.cross_entropy(logits_NV.float(), label_N, reduction="none")
+            rows = torch.zeros(len(keep_BT), 2, dtype=torch.float64, device=sums.device)
+            rows[:, 0].index_add_(0, keep_BT.nonzero()[:, 0], nats_N.double())
+            rows[:, 1] = keep_BT.sum(1)
             sums += self.accelerator.gather_for_metrics(rows).sum(0)  # less those that only fill the last batch
         nats, tokens = sums.tolist()
         size = sum((eval_dataset or self.eval_dataset)["spoken_bytes"])

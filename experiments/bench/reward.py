@@ -9,8 +9,9 @@ FLOPs reach, the peak in the scorer's own number format:
     FLOPs of a text of T tokens = L (2 T (4 H^2 + 2 H F) + 4 T^2 H), L layers, width H, feed-forward F (no padding counted).
 
 Prints, last, one line of JSON: texts_per_s, stock_texts_per_s, ratio, ratio_std, largest_logit_difference,
-largest_score_difference (to our scores in float32), score_std (of these), one_opener_ms, peak_mb_above_loading, stock_peak_mb_above_loading, memory_ratio, matmul_peak_gflops, share_of_peak and
-ms_per_1000_texts_of_<n>_words. About five minutes on two cores.
+largest_score_difference (to our scores in float32), score_std (of these), one_opener_ms, peak_mb_above_loading,
+stock_peak_mb_above_loading, memory_ratio, matmul_peak_gflops, share_of_peak and ms_per_1000_texts_of_<n>_words.
+About five minutes on two cores.
 """
 
 from statistics import mean

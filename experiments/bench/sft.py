@@ -2,8 +2,9 @@
 of its batch, batches in random order, loss on every token.
 
 The same base with the same fresh LoRA, the same dialogues (the tiny recipe's, experiments/tiny/sft.yaml), batch, precision
-and schedule, and next_token_loss in both (transformers gives a Bert, decoder or not, the loss of masked LMs). Ours puts the
-loss on the friend's turns and like lengths into a batch. Both train in turn, 30 steps a round, each in a process of its own.
+and schedule, and the loss of next tokens in both (transformers gives a Bert, decoder or not, that of masked LMs). Ours puts
+the loss on the friend's turns, computes logits of these alone, and puts like lengths into a batch. Both train in turn, 30
+steps a round, each in a process of its own.
 
 What is counted is the same for both: tokens of the friend's turns (their end tokens too), that is of the text that the
 friend is to learn and that held-out loss is measured on; and, as real_, all tokens but padding. Held-out loss is the
@@ -30,7 +31,7 @@ from trl import SFTConfig
 from data.friend import mixture
 from experiments.bench.side import Rounds, Side, Turns, paired, rounded, show, spread
 from experiments.run import Run
-from sft.train import FriendConfig, FriendTrainer, make_trainer, next_token_loss
+from sft.train import FriendConfig, FriendTrainer, learnt, make_trainer
 
 ROUNDS = 5
 STEPS = 30
@@ -95,6 +96,7 @@ def train_stock(turns: Turns, steps: int, **settings) -> dict:
             output_dir=directory,
             **known | {"eval_strategy": "no", "save_strategy": "no", "report_to": [], "remove_unused_columns": False},
         )
+        friend.model.get_base_model().set_attn_implementation("sdpa")  # transformers' default
         turns.loaded()
         rounds = Rounds(turns, steps)
         trainer = PaddedTrainer(
@@ -102,12 +104,20 @@ def train_stock(turns: Turns, steps: int, **settings) -> dict:
             args=args,
             train_dataset=friend.train_dataset,
             data_collator=Padding(friend.processing_class.pad_token_id),
-            compute_loss_func=next_token_loss,
+            compute_loss_func=loss_of_all,
             callbacks=[rounds],
         )
         trainer.counted = rounds.counted
         trainer.train()
         return {"loss": friend.evaluate()["eval_loss"], "dialogues": dialogues(trainer)}
+
+
+def loss_of_all(outputs, labels_BT: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """Mean nats of a next token."""
+    keep_BT = learnt(labels_BT)
+    label_N = labels_BT.roll(-1, 1)[keep_BT]
+    nats = torch.nn.functional.cross_entropy(outputs.logits[keep_BT].float(), label_N, reduction="sum")
+    return nats / (len(label_N) if num_items_in_batch is None else num_items_in_batch)
 
 
 def load(directory: str, max_steps: int, changed: dict) -> tuple[dict, "CountedFriendTrainer"]:
