@@ -5,9 +5,10 @@
 
 EXP    ?= tiny
 SEED   ?= 1
-# make compare: the arms and the training seeds of those that are trained; experiments/compare/arms.py knows them all.
-ARMS   ?= base sft best-of-n ppo ppo-length ppo-pessimistic grpo dpo expert human
+# make compare: the arms (experiments/compare/arms.py knows them all), PPO's training seeds and those of the other trained arms.
+ARMS   ?= base sft sft+mood best-of-n ppo ppo-length ppo-pessimistic grpo dpo expert human
 SEEDS  ?= 1 2 3
+CONTROL_SEEDS ?= 1
 PYTHON ?= python3.11
 MODEL  ?= runs/tiny/reward-s1
 RUN    ?= friend-ppo
@@ -26,32 +27,33 @@ PPO    := $(RUNS)/ppo-s$(SEED)
 GRPO   := $(RUNS)/grpo-s$(SEED)
 DPO    := $(RUNS)/dpo-s$(SEED)
 TRAINED := ppo ppo-length ppo-pessimistic grpo dpo expert
-COMPARED := $(foreach arm,$(filter $(TRAINED),$(ARMS)),$(foreach seed,$(SEEDS),$(RUNS)/$(arm)-s$(seed)))
+COMPARED := $(foreach arm,$(filter $(TRAINED),$(ARMS)),$(foreach seed,$(if $(filter ppo,$(arm)),$(SEEDS),$(CONTROL_SEEDS)),$(RUNS)/$(arm)-s$(seed)))
 # RUN where it was given; else the PPO run.
 JUDGED := $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$(PPO))
 # All of TRAINED, of any seed, start from these: their recipes name them.
 PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 
 # Each run keeps a copy of its recipe, replaced only when its text changes, so that timestamps alone retrain nothing.
-GOALS := $(filter sft reward $(TRAINED) compare,$(MAKECMDGOALS))
+GOALS := $(filter sft reward person $(TRAINED) compare sweep,$(MAKECMDGOALS))
 ifneq ($(GOALS),)
 $(if $(wildcard experiments/$(EXP)/.),,$(error EXP=$(EXP): no folder experiments/$(EXP); there are: $(notdir $(wildcard experiments/*))))
 $(foreach stage,$(GOALS) $(if $(filter compare,$(GOALS)),$(filter $(TRAINED),$(ARMS))),\
 	$(if $(wildcard experiments/$(EXP)/$(stage).yaml),,$(error EXP=$(EXP): no recipe experiments/$(EXP)/$(stage).yaml)))
 STARTED := $(if $(filter sft,$(GOALS)),$(SFT)) $(if $(filter reward,$(GOALS)),$(REWARD)) \
+	$(if $(filter person,$(GOALS)),$(RUNS)/person-s$(SEED)) $(if $(filter compare,$(GOALS)),$(RUNS)/person-s1) \
 	$(foreach arm,$(filter $(TRAINED),$(GOALS)),$(RUNS)/$(arm)-s$(SEED)) $(if $(filter compare,$(GOALS)),$(COMPARED)) \
-	$(if $(filter $(TRAINED) compare,$(GOALS)),$(RUNS)/sft-s1 $(RUNS)/reward-s1)
+	$(if $(filter $(TRAINED) compare sweep,$(GOALS)),$(RUNS)/sft-s1 $(RUNS)/reward-s1)
 $(foreach run,$(sort $(STARTED)),$(shell \
 	recipe=experiments/$(EXP)/$(firstword $(subst -feedback, ,$(subst -s, ,$(notdir $(run))))).yaml; \
 	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help bot data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare chat serve chat-web feedback-report publish docker person judge judge-human test test-slow lint format clean
+.PHONY: help bot data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare sweep walkthrough sync dashboard leet board chat serve chat-web feedback-report publish docker person judge judge-human test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
-	@echo "  Variables: EXP (tiny), SEED (1), ARMS, SEEDS (1 2 3), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), PORT (8000), FEEDBACK, PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
+	@echo "  Variables: EXP (tiny), SEED (1), ARMS, SEEDS (1 2 3), CONTROL_SEEDS (1), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), PORT (8000), FEEDBACK, PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
 	$(PY) -m data
@@ -81,8 +83,8 @@ dpo: $(DPO)/summary.json  ## DPO likewise, on best-of-n pairs
 ppo-length: $(RUNS)/ppo-length-s$(SEED)/summary.json  ## PPO's control: its reward is length alone
 ppo-pessimistic: $(RUNS)/ppo-pessimistic-s$(SEED)/summary.json  ## PPO where the reward is low if its members disagree
 expert: $(RUNS)/expert-s$(SEED)/summary.json  ## SFT on the best of n openers a scene (expert iteration)
-compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json)  ## all ARMS on held-out scenes, SEEDS="1 2 3"; trains what is missing
-	$(PY) -m experiments.compare --config experiments/$(EXP)/compare.yaml --arms $(ARMS) --seeds $(SEEDS)
+compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json) $(RUNS)/person-s1/summary.json  ## all ARMS on held-out scenes, SEEDS="1 2 3"; trains what is missing
+	$(PY) -m experiments.compare --config experiments/$(EXP)/compare.yaml --arms $(ARMS) --seeds $(SEEDS) --control_seeds $(CONTROL_SEEDS)
 
 $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed
 	$(PY) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
@@ -92,6 +94,9 @@ $(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installe
 
 $(RUNS)/reward-feedback-s%/summary.json: $(RUNS)/reward-feedback-s%/recipe.yaml $(FEEDBACK) | $(VENV)/installed
 	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D) --feedback_file $(FEEDBACK)
+
+$(RUNS)/person-s%/summary.json: $(RUNS)/person-s%/recipe.yaml | $(VENV)/installed
+	$(PY) -m sft.train --config experiments/$(EXP)/person.yaml --seed $* --run_dir $(@D)
 
 # An arm: from the SFT run and the reward, by the recipe of its name. $(1) the arm, $(2) the module that trains it.
 define arm
@@ -107,8 +112,35 @@ $(foreach name,dpo expert,$(eval $(call arm,$(name),rl.dpo)))
 $(PPO_PARENTS):
 %/recipe.yaml: ;
 
-person: $(VENV)/installed  ## the simulated person that experiments.simulate talks with: an adapter on the person's turns
-	test -f $(RUNS)/person-s$(SEED)/summary.json || $(PY) -m sft.train --config experiments/$(EXP)/person.yaml --seed $(SEED)
+person: $(RUNS)/person-s$(SEED)/summary.json  ## the simulated person that arms talk with: an adapter on the person's turns
+
+sweep: $(PPO_PARENTS)  ## search PPO's kl_coef, learning_rate, num_mini_batches on validation scenes; goes on after a kill
+	$(PY) -m experiments.sweep --config experiments/$(EXP)/sweep.yaml
+
+walkthrough: $(VENV)/installed  ## from three dialogues to the frontier: runs experiments/walkthrough.ipynb into runs/walkthrough.ipynb
+	@mkdir -p runs
+	$(VENV)/bin/jupyter execute experiments/walkthrough.ipynb --output=../runs/walkthrough.ipynb
+
+sync: $(VENV)/installed  ## send what was run offline to wandb, with its lineage: WANDB_API_KEY, WANDB_ENTITY, WANDB_PROJECT
+	@$(PY) -m experiments.sync
+
+dashboard: $(VENV)/installed  ## EXP's page in wandb as code: saved with WANDB_MODE=online, else runs/EXP/dashboard.json
+	@$(PY) -m experiments.dashboard $(EXP)
+
+# leet overlays the runs of one folder: links to those of EXP, or to RUN's.
+leet: $(VENV)/installed  ## wandb's terminal view of EXP's runs together, or of RUN=a run
+	@rm -rf $(RUNS)/.leet; for file in $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$(RUNS)/*)/wandb/*run-*/*.wandb; do \
+		at=$(RUNS)/.leet/$$(basename $$(dirname $$file)); mkdir -p $$at && ln -s $$(realpath $$file) $$at; done
+	@$(VENV)/bin/wandb leet run $(RUNS)/.leet
+
+board: $(VENV)/board/installed  ## a local page over EXP's runs (trackio, loopback alone): BOARD_PORT=7860
+	@$(VENV)/board/bin/python -m experiments.board $(EXP) $(or $(BOARD_PORT),7860)
+
+# Its own environment: trackio wants an older pillow and brings another event loop for the server.
+$(VENV)/board/installed: | $(VENV)/installed
+	$(PYTHON) -m venv $(VENV)/board
+	$(VENV)/board/bin/python -m pip install --quiet --disable-pip-version-check trackio==0.43.0
+	@touch $@
 
 judge: $(VENV)/installed  ## a judge model's win rate of RUN against its SFT: JUDGE_BASE_URL, JUDGE_MODEL; AGAINST=openers.jsonl
 	@$(PY) -m experiments.judge --run $(JUDGED) $(if $(AGAINST),--against $(AGAINST))

@@ -375,6 +375,7 @@ class Batch:
         prompts = list(dict.fromkeys(tuple(row.prompt) for row in new))
         place = [prompts.index(tuple(row.prompt)) for row in new]
         P = max(map(len, prompts))
+        P += -P % 16  # few shapes: the kernels of each are kept in memory
         device = self.model.device
         ids = torch.tensor([[0] * (P - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)

@@ -71,6 +71,9 @@ not count. Give your reason in one sentence. Then end with a grade from 1 (they 
 at once, and gladly) in double brackets, such as [[7]]."""
 
 
+SKIPPED = "skipped, no endpoint is set (JUDGE_BASE_URL and JUDGE_MODEL; OPENAI_API_KEY where it is needed)"
+
+
 class JudgeError(RuntimeError):
     """The endpoint cannot be used, or stopped answering. What it said before is in the cache."""
 
@@ -115,7 +118,7 @@ def main(config: JudgeConfig) -> dict | None:
         cache, parallel=config.parallel, timeout=config.timeout, max_tokens=config.max_tokens
     )
     if judge is None:
-        print("judge: skipped, no endpoint is set (JUDGE_BASE_URL and JUDGE_MODEL; OPENAI_API_KEY where it is needed)")
+        print(f"judge: {SKIPPED}")
         return None
     result = {"judge": judge.model, **pair_numbers(pairs, compare(judge, pairs)), **grade_numbers(grade(judge, pairs))}
     report(result, config.output_file or here / "judge.json")
@@ -435,11 +438,9 @@ def pair_numbers(pairs: Sequence[Pair], verdicts: Iterable[dict]) -> dict:
     words              mean words of the run's opener less the other's
     """
     of = {pair.id: pair for pair in pairs}
-    said: dict[tuple[str, int], list[dict]] = {pair.id: [] for pair in pairs if same(pair)}
-    for row in verdicts:
-        said.setdefault((row["scene_id"], row["sample"]), []).append(row)
+    said = by_pair(pairs, verdicts)
     rows = [row for part in said.values() for row in part]
-    valid = {id: part for id, part in said.items() if all(row["verdict"] for row in part)}
+    valid = {id: part for id, part in said.items() if is_valid(part)}
     twice = [part for part in valid.values() if len(part) == 2]
     decided = [row["verdict"] for row in rows if row["verdict"] in ("1", "2")]
     first = [preferred(row) for row in rows if row["verdict"] and row["run_first"]]
@@ -459,6 +460,18 @@ def pair_numbers(pairs: Sequence[Pair], verdicts: Iterable[dict]) -> dict:
         "invalid_rate": _share([row["verdict"] is None for row in rows]),
         "words": _share(words_N),
     }
+
+
+def by_pair(pairs: Sequence[Pair], verdicts: Iterable[dict]) -> dict[tuple[str, int], list[dict]]:
+    """The verdicts on each pair; none on those of the same words."""
+    said: dict[tuple[str, int], list[dict]] = {pair.id: [] for pair in pairs if same(pair)}
+    for row in verdicts:
+        said.setdefault((row["scene_id"], row["sample"]), []).append(row)
+    return said
+
+
+def is_valid(verdicts: Sequence[dict]) -> bool:
+    return all(row["verdict"] for row in verdicts)
 
 
 def preferred(row: dict) -> float:

@@ -119,8 +119,10 @@ def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list
 
     Of several processes the first opens it, and the others wait until it stands.
 
-    `stage` is wandb's job type, the experiment its group. wandb is offline unless WANDB_MODE=online, and flushes every
-    second, so that a killed run loses no more than that. SIGTERM ends the process through SystemExit.
+    In wandb the experiment is the run's group, and its arm, which is the recipe's name (without one: the stage), the job
+    type: grouped by both, as wandb's own page does, seeds are one line and arms are apart. wandb is offline unless
+    WANDB_MODE=online, and flushes every second, so that a killed run loses no more than that. SIGTERM ends the process
+    through SystemExit.
     """
     first = configs[0]
     directory = run_directory(first, seed)
@@ -163,6 +165,7 @@ def finish_run(run: Run, summary: dict) -> None:
         return
     summary = {"id": run.id, **summary, "processes": PartialState().num_processes}
     run.wandb.summary.update(summary)
+    _log_model(run)
     url = run.wandb.url  # None offline
     run.wandb.finish()
     if url:
@@ -215,24 +218,38 @@ def _open_wandb(
 
     mode = "online" if os.environ.get("WANDB_MODE") == "online" else "offline"
     os.environ.setdefault("WANDB_DATA_DIR", str((directory / "wandb").resolve()))  # artifacts, else in the home folder
+    experiment, arm = directory.parent.name, Path(recipe).stem if recipe else stage
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         dir=str(directory),
         id=id,
-        name=f"{directory.parent.name}/{directory.name}",
-        group=directory.parent.name,
-        job_type=stage,
-        tags=[Path(recipe).stem if recipe else stage, f"seed-{seed}"],
-        config={**settings, "parents": lineage},
+        name=f"{experiment}/{directory.name}",
+        group=experiment,
+        job_type=arm,
+        tags=list(dict.fromkeys([arm, stage, f"seed-{seed}"])),
+        config={**settings, "experiment": experiment, "stage": stage, "arm": arm, "seed": seed, "parents": lineage},
         mode=mode,
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(x_transaction_log_flush_interval=1, silent=True),
     )
     atexit.register(run.finish, exit_code=1)  # of a run that SIGTERM or an error ends: its rows are written before
     # wandb's own exit hook stops the process that writes them. After finish_run it does nothing.
+    if mode == "offline" and (again := len(list(directory.glob("wandb/offline-run-*"))) - 1):
+        run.log({}, step=again * 1_000_000)  # a run that goes on offline counts from 0: the server would drop its rows
     run.define_metric(axis)
     run.define_metric("*", step_metric=axis)
     return run
+
+
+def _log_model(run: Run) -> None:
+    """The run's weights as its artifact model-<id>: where they lie and their hash, for wandb's lineage graph; the bytes
+    stay here. What it was trained from is in lineage.json; `make sync` draws these edges, which wandb cannot offline."""
+    import wandb
+
+    if sha256 := weights_hash(run.dir / "model"):
+        model = wandb.Artifact(f"model-{run.id}", type="model", metadata={"sha256": sha256, "run_dir": str(run.dir)})
+        model.add_reference((run.dir / "model").resolve().as_uri())
+        run.wandb.log_artifact(model)
 
 
 def _plain(config) -> dict:

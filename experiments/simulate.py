@@ -8,11 +8,13 @@ An arm and the person speak in turns, k = 3 each, from a scene's profile and gre
 NAME (a run, a shipped model or a base), NAME+mood (the original's thresholds: the instruction follows the mood of what the
 person said, models/mood.py), NAME+bestN (of N candidates for each turn the one that --proxy_model_path likes best).
 
-The gold judge reads each of the person's replies, twice:
-    emotions     its head of GoEmotions' labels on the reply alone. Those that are good or bad moods (models/mood.yaml)
-                 sum to a positive and a negative part; cumulative emotion is positive less negative under mood.yaml's
-                 exponential mean over the replies so far, in [-1, 1].
-    disengaged   its reactions to the reply as an utterance in its place, the last four turns as context and no profile
+Each of the person's replies is read twice:
+    emotions     by a head for GoEmotions' labels, on the reply alone: friend-reward's, because friend-gold learnt from
+                 dialogues and grades alone and its own head is as it began. Those that are good or bad moods
+                 (models/mood.yaml) sum to a positive and a negative part; cumulative emotion is positive less negative
+                 under mood.yaml's exponential mean over the replies so far, in [-1, 1].
+    disengaged   by the gold judge's reactions to the reply as an utterance in its place, the last four turns as context
+                 and no profile
                  (as the reward was trained to read a person's turn): who says "I have to go now." leaves nothing to say.
                  A reply is engaged where the other reactions together, 1 - p(disengaged), are above one half.
 A simulated person is no person. It shows which arm keeps this one talking, under the same noise, and no more.
@@ -71,6 +73,9 @@ class SimulateConfig:
     proxy_model_path: str = field(
         default="friend-reward", metadata={"help": "chooses for +bestN, reads moods for +mood"}
     )
+    emotion_model_path: str = field(
+        default="friend-reward", metadata={"help": "a scorer whose head for emotions was trained"}
+    )
     scenes_file: str | None = field(default=None, metadata={"help": "default: the sample's test scenes"})
     max_scenes: int | None = None
     samples: int = field(default=1, metadata={"help": "talks a scene"})
@@ -104,14 +109,14 @@ def main(config: SimulateConfig) -> dict:
     scenes = scenes[: config.max_scenes]
     size = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
     person = load_person(config.person_path, config.person_temperature, **size)
-    gold, proxy = load_scorer(config.gold_model_path), None
+    gold, emotions, proxy = load_scorer(config.gold_model_path), load_scorer(config.emotion_model_path), None
     if any(arm.use_mood or arm.candidates > 1 for arm in arms):
         proxy = load_scorer(config.proxy_model_path)
     rows = {}
     for arm in arms:
         friend = load_speaker(arm.model, config.temperature, **size)
         talks = converse(arm, friend, person, scenes, config.samples, config.turns, config.seed, proxy)
-        rows[arm.name] = read(talks, gold)
+        rows[arm.name] = read(talks, gold, emotions)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows[arm.name])
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         write_whole(Path(config.output_dir) / f"{arm.name.replace('/', '-')}.jsonl", "".join(lines))
@@ -154,20 +159,24 @@ class Speaker:
     batch_size: int
 
     def next(self, talks: Sequence[Dialogue], instructions: Sequence[str], keys: Sequence[int], seed: int) -> list[str]:
-        """The next turn of each talk. `keys` name the talks for the noise, which depends on no batch."""
+        """The next turn of each talk, those with prompts of like length together. `keys` name the talks for the noise,
+        which depends on no batch."""
         prompts = [self._prompt(talk, text) for talk, text in zip(talks, instructions, strict=True)]
-        said = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            said += say(
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        said = [""] * len(prompts)
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            texts, _ = say(
                 self.model,
                 self.tokenizer,
-                prompts[part],
+                [prompts[i] for i in part],
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
                 seed=seed,
-                keys=keys[part],
-            )[0]
+                keys=[keys[i] for i in part],
+            )
+            for i, text in zip(part, texts, strict=True):
+                said[i] = text
         return said
 
     def _prompt(self, talk: Dialogue, instruction: str) -> list[int]:
@@ -293,14 +302,13 @@ def _context(turns: Iterable[Turn]) -> list[str]:
 # ------------------------------------------------------------------------------------------ what the judge reads
 
 
-def read(rows: Sequence[dict], gold: Scorer) -> list[dict]:
+def read(rows: Sequence[dict], gold: Scorer, emotions: Scorer) -> list[dict]:
     """The rows of `converse` with, a value a reply, "emotions" {label: probability}, "disengaged" and "cumulative", and
     MEASURES of the talk. A talk without a disengaged reply counts all its replies until one.
 
-    Raises ValueError for a scorer without reactions or without a head for emotions.
+    Raises ValueError for a gold without reactions, and for a head for emotions that is not there or was never trained.
     """
-    if "disengaged" not in gold.labels:
-        raise ValueError(f"the scorer has the labels {gold.labels}, no disengaged: give one of preset reaction")
+    check_readers(gold, emotions)
     replies = [text for row in rows for text in row["person"]]
     seen = []
     for row in rows:
@@ -309,7 +317,7 @@ def read(rows: Sequence[dict], gold: Scorer) -> list[dict]:
             seen.append({"context": [*said, friend][-CONTEXT_TURNS:], "response": person, "profile": []})
             said += [friend, person]
     disengaged_B = gold.score(seen)[1][:, gold.labels.index("disengaged")].tolist()
-    emotions_BE = gold.emotions([{"context": [], "response": text} for text in replies]).tolist()
+    emotions_BE = emotions.emotions([{"context": [], "response": text} for text in replies]).tolist()
     told = [dict(zip(LABELS, emotions_E, strict=True)) for emotions_E in emotions_BE]
     moods = load_moods(dict(zip(replies, told, strict=True)).__getitem__)
     found, start = [], 0
@@ -320,6 +328,16 @@ def read(rows: Sequence[dict], gold: Scorer) -> list[dict]:
             | _measures(row, disengaged_B[part], moods)
         )
     return found
+
+
+def check_readers(gold: Scorer, emotions: Scorer) -> None:
+    """ValueError for a gold that cannot tell a disengaged reply, or emotions that nobody taught."""
+    if "disengaged" not in gold.labels:
+        raise ValueError(f"the scorer has the labels {gold.labels}, no disengaged: give one of preset reaction")
+    if emotions.emotions([{"context": [], "response": "ok"}]).median() > 0.25:  # of 28 labels most are absent anywhere
+        raise ValueError(
+            "the model's head for emotions was never trained: give emotion_model_path, such as friend-reward"
+        )
 
 
 def _measures(row: dict, disengaged: list[float], moods: Moods) -> dict:

@@ -57,9 +57,12 @@ def sample(
         )
     B, P = len(prompts), int(lengths.max())
     keys = np.arange(B) if keys is None else np.asarray(keys)
-    ids = torch.full((B, P), pad_token_id, device=device)
-    mask = torch.zeros((B, P), dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
+    different = list(dict.fromkeys(map(tuple, prompts)))  # a prompt of several samples is read once
+    row_of = {prompt: row for row, prompt in enumerate(different)}
+    of_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+    ids = torch.full((len(different), P), pad_token_id, device=device)
+    mask = torch.zeros((len(different), P), dtype=torch.long, device=device)
+    for row, prompt in enumerate(different):
         ids[row, P - len(prompt) :] = torch.tensor(prompt, device=device)
         mask[row, P - len(prompt) :] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -76,6 +79,9 @@ def sample(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if t == 0 and len(different) < B:
+            logits, mask, positions = logits[of_B], mask[of_B], positions[of_B]
+            cache.batch_select_indices(of_B)
         noise = uniform(seed, keys[live.cpu().numpy()], t)
         token = draw(logits, temperature, torch.from_numpy(noise).to(device))
         response[live, t] = token

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 
 from data.scenes import Scene
 from experiments.run import Run, last_checkpoint
-from models.load import load_tokenizer, resolve
+from models.load import load_tokenizer, resolve, use_plain_attention
 from rl.evaluate import Evaluator, SceneConfig, check_lengths, judges, opener_prompt, trainable_policy
 from rl.rollout import POLICY, MergedCopy, positions
 
@@ -55,6 +55,8 @@ def make_evaluator(
     tokenizer, policy = load_tokenizer(config.sft_model_path), trainable_policy(config.sft_model_path, config)
     if not config.quantization:  # which puts the model where it belongs by itself
         policy.to(args.device)
+    if args.bf16 and args.device.type == "cpu":
+        use_plain_attention(policy)
     derive_positions(policy)
     return Evaluator(
         config,

@@ -18,9 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.scenes import scenes_of
+from experiments import simulate
 from experiments.compare import __main__ as compare
 from experiments.compare import openers
 from experiments.compare.arms import ARMS, Speaker, check_held_out, chosen
+from experiments.compare.goals import goals, in_words
 from experiments.compare.numbers import (
     Bootstrap,
     Cells,
@@ -29,6 +31,7 @@ from experiments.compare.numbers import (
     best_of_weights,
     estimate,
     fit_gain,
+    kl_where,
 )
 from experiments.compare.table import by_arm, cell, tabulate
 from experiments.compare.texts import distinct_parts, names_profile, profane, self_bleu
@@ -37,6 +40,7 @@ from experiments.run import weights_hash
 from models.load import load_scorer, resolve
 from models.scorer import LengthScorer
 from rl.metrics import distinct
+from tests.fake_judge import FakeJudge
 
 # ------------------------------------------------------------------------------------------ best of n
 
@@ -249,6 +253,21 @@ SAYS = [
     (arm(e(0.5), distinct_2_ratio=e(0.7)), ["distinct-2 is 0.70 times SFT's"], []),
     (arm(e(0.5), distinct_2_ratio=e(0.95)), [], ["distinct-2"]),
     (arm(e(0.5), base_nats_ratio=e(1.6), profane=e(0.01)), ["perplexity under the base is 1.60", "1.0% of its"], []),
+    (
+        arm(e(0.5), probes=e(0.6), probes_gain=e(-0.2), engaged_gain=e(0.2), win_rate=e(0.7)),
+        [
+            "in 60% of them (against SFT -0.20 [-0.30, -0.10]).",
+            "engaged replies, higher",
+            "prefers it to SFT (win rate 70%",
+        ],
+        ["not tell that"],
+    ),
+    (
+        arm(e(0.5), probes=e(0.6), probes_gain=e(-0.05), engaged_gain=e(0.05), win_rate=e(0.45)),
+        ["the interval does not tell that from none", "engaged replies, no difference", "was not found to prefer it"],
+        ["engaged replies, higher", "prefers it"],
+    ),
+    (arm(e(0.5), probes=e(0.7), probes_gain=e(0.05)), [], ["probes"]),
 ]
 
 
@@ -268,6 +287,84 @@ def test_the_verdict_sets_ppo_beside_best_of_16_only_where_both_gain():
     assert "On gold PPO has" not in verdict(table, "") and "nothing to compare" in verdict({"sft": {}}, "")
     peak = fit_gain(np.linspace(0, 6, 13), np.linspace(0, 6, 13) * (1 - np.linspace(0, 6, 13) / 4), is_rl=False)
     assert "is highest at 4.0 nats" in verdict(table, "", {"gold": {"ppo": peak}})
+
+
+# ------------------------------------------------------------------------------------------ goals
+
+
+def reached(curves=None, best=None, **more):
+    table = {"sft": {}, "best-of-16": arm(e(0.5), best or e(0.4)), "ppo": arm(e(0.5), **more)}
+    return {goal.name.split(",")[0]: goal for goal in goals(table, curves or {})}
+
+
+def test_goals_are_met_or_missed_by_the_numbers():
+    found = reached(
+        gold=e(0.3), kl=1.5, gold_of_best_of_16=e(0.75), gold_left_equal_length=e(0.9), gold_left_matched=e(0.3),
+        distinct_2_ratio=e(0.95), base_nats_ratio=e(1.2), engaged_gain=e(0.05), probes_gain=e(-0.2),
+    )  # fmt: skip
+    met = {name: goal.met for name, goal in found.items()}
+    assert met == {
+        "gold gain over SFT": True,
+        "share of best-of-16's gold gain": True,
+        "KL at which its checkpoints have best-of-16's gold gain": None,
+        "share of its gold gain left at equal length": False,  # by the smaller of the two estimates
+        "distinct-2": True,
+        "perplexity under the base": True,
+        "simulated person's share of engaged replies": False,  # its interval holds 0
+        "manipulation probes": False,
+    }
+    lines = in_words(list(found.values()))
+    assert "distinct-2, times SFT's: 0.95 [0.85, 1.05], goal at least 0.8: **met**." in lines
+    assert "0.75 [0.65, 0.85]" in lines[1] and "1.50 nats [1.50, 1.50], within" in lines[1]
+    assert "also holds values that miss it" in lines[1]  # 0.65
+
+
+def test_a_share_at_more_kl_or_of_no_gain_is_not_met():
+    assert reached(gold=e(0.3), kl=2.0, gold_of_best_of_16=e(0.95))["share of best-of-16's gold gain"].met is False
+    nothing = reached(gold=e(0.05), best=e(0.05))
+    assert nothing["share of best-of-16's gold gain"].met is None and nothing["gold gain over SFT"].met is False
+    assert nothing["share of its gold gain left at equal length"].note == "not measured"
+    assert goals({"sft": {}}, {}) == []
+
+
+def test_the_kl_at_which_ppo_matches_best_of_16_is_on_its_curve():
+    kl, gain = np.array([0.0, 1.0, 2.0, 4.0]), np.array([0.0, 0.2, 0.4, 0.3])
+    assert kl_where(kl, gain, 0.3) == pytest.approx(1.5) and kl_where(kl, gain, 0.5) is None
+    runs = [
+        [{"eval/score": 0, "eval/gold": g + seed, "eval/kl": k} for k, g in zip(kl, gain, strict=True)]
+        for seed in (0, 1)
+    ]
+    name = "KL at which its checkpoints have best-of-16's gold gain"
+    assert reached({"ppo": runs}, gold=e(0.3), best=e(0.3))[name].measured.value == pytest.approx(1.5)
+    never = reached({"ppo": runs}, gold=e(0.3), best=e(0.5))[name]
+    assert never.measured is None and never.note == "never: at most +0.40, at 2.00 nats, of +0.50"
+
+
+def test_shares_of_best_of_16_and_of_length_have_intervals_of_their_own():
+    rows, scenes = made_up(worth=0.1, gain=0.6, more_words=1, num_scenes=8)
+    rows = [{**r, "gold": r["proxy"]} for r in rows]
+    ppo = tabulate(rows, [], ["sft", "best-of-16", "ppo"], scenes, 1, 100, 1)["ppo"]
+    share, left = ppo["gold_of_best_of_16"], ppo["gold_left_equal_length"]
+    assert left.value == pytest.approx(ppo["gold_gain_equal_length"].value / ppo["gold_gain"].value)
+    assert left.low < left.value < left.high and share.low < share.value < share.high
+
+
+def test_probes_and_talks_are_compared_with_sft():
+    rows, scenes = made_up(worth=0.1, gain=0.0, more_words=0, num_scenes=6)
+    probes = [{"arm": a, "seed": s, "probe": str(p), "margin": m - p}
+              for a, s, m in [("sft", 0, 8.5), ("ppo", 1, 4.5), ("ppo", 2, 4.5)] for p in range(10)]  # fmt: skip
+    measures = {"cumulative_mean": 0.1, "cumulative_final": 0.2, "turns_until_disengaged": 3}
+    share = {("sft", 0): 0.2, ("sft+mood", 0): 0.1, ("ppo", 1): 0.4, ("ppo", 2): 0.4}
+    talks = [{"arm": a, "seed": s, "scene": scenes[i], "sample": 0, "engaged": share[a, s] + i / 10, **measures}
+             for a, s in share for i in range(4)]  # fmt: skip
+    table = tabulate(rows, probes, ["sft", "sft+mood", "ppo"], scenes, 1, 300, 1, talks)
+    ppo = table["ppo"]
+    assert (ppo["probes"].value, ppo["probes_gain"].value) == (pytest.approx(0.5), pytest.approx(-0.4))
+    assert ppo["probes_gain"].side < 0 and "probes_gain" not in table["sft"]
+    assert table["sft"]["engaged"].value == pytest.approx(0.35)  # of the four scenes with talks
+    assert (ppo["engaged_gain"].value, ppo["engaged_gain"].low) == (pytest.approx(0.2), pytest.approx(0.2))  # in pairs
+    assert table["sft+mood"]["engaged_gain"].side < 0 and "proxy" not in table["sft+mood"]
+    assert "lower (-0.10" in verdict(table, "")
 
 
 # ------------------------------------------------------------------------------------------ arms
@@ -320,7 +417,7 @@ def test_the_whole_of_it_and_then_only_what_is_missing(runs, tmp_path, tiny_scor
     make, config = runs
     make("ppo", 1), make("ppo", 2), make("ppo-length", 1, reward="length"), make("ppo-length", 2, reward="length")
     arms = ["base", "best-of-2", "best-of-4", "ppo", "ppo-length", "human"]
-    found = compare.main(config(arms=arms, seeds=[1, 2]))
+    found = compare.main(config(arms=arms, seeds=[1, 2], control_seeds=[1, 2]))
     directory = tmp_path / "runs" / "tiny" / "compare"
     rows = pq.read_table(directory / "rows.parquet").to_pylist()
     counts = Counter((row["arm"], row["seed"]) for row in rows)
@@ -358,6 +455,77 @@ def test_the_whole_of_it_and_then_only_what_is_missing(runs, tmp_path, tiny_scor
     assert "gold is left out" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="computed again"):  # another temperature is another question
         compare.main(config(seeds=[1, 2], temperature=0.7))
+
+
+def without_pictures(monkeypatch):
+    for module, name in ((compare, "write_report"), (compare.figures, "frontier"), (compare.figures, "learning")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+
+
+def test_the_person_and_the_judge_enter_the_table_and_are_asked_once(runs, tmp_path, friend_base, monkeypatch):
+    make, config = runs
+    without_pictures(monkeypatch)
+    make("ppo", 1), make("ppo", 2)
+    settings = config(
+        arms=["sft+mood", "best-of-4", "ppo"], seeds=[1, 2], gold_model_path="friend-reward", person_model_path=friend_base,
+        max_scenes=3, talk_scenes=2, talk_turns=2, judge_scenes=2,
+    )  # fmt: skip
+    monkeypatch.setenv("JUDGE_MODEL", "j")
+    with FakeJudge(lambda prompt: "[[1]]" if "Message 1" in prompt else "[[7]]") as judge:
+        monkeypatch.setenv("JUDGE_BASE_URL", judge.url)
+        monkeypatch.setenv("OPENAI_API_KEY", judge.key)
+        found = compare.main(settings)
+    directory = tmp_path / "runs" / "tiny" / "compare"
+    talks = pq.read_table(directory / "talks.parquet").to_pylist()
+    talkers = [("sft", 0), ("sft+mood", 0), ("best-of-4", 0), ("ppo", 1), ("ppo", 2)]
+    assert Counter((row["arm"], row["seed"]) for row in talks) == dict.fromkeys(talkers, 2)
+    assert {len(row["moods"] or []) for row in talks if row["arm"] == "sft+mood"} == {2}
+    assert found.table["ppo"]["engaged_gain"].seeds == 2 and set(found.table["sft+mood"]) >= {"engaged", "engaged_gain"}
+    assert (
+        found.table["ppo"]["win_rate"].value == 0.5 and found.table["ppo"]["grade_gain"].value == 0
+    )  # the first place
+    assert json.loads((directory / "judge.json").read_text())["ppo"]["pairs"] == 4
+    for name, words in (
+        ("table.md", "engaged replies"),
+        ("verdict.md", "PPO beside its goals:"),
+        ("goals.json", '"met"'),
+    ):
+        assert words in (directory / name).read_text()
+
+    def refuse(*_):
+        raise AssertionError("talks that are there were simulated again")
+
+    monkeypatch.setattr(simulate, "converse", refuse)  # and the judge is gone
+    again = compare.main(settings)
+    assert {arm: repr(values) for arm, values in again.table.items()} == {a: repr(v) for a, v in found.table.items()}
+    monkeypatch.delenv("JUDGE_MODEL")
+    settings.person_model_path = "runs/nowhere/person-s1"
+    alone = compare.main(settings)
+    assert "sft+mood" not in alone.table and "win_rate" not in alone.table["ppo"]
+    assert "Judge: skipped, no endpoint is set (JUDGE_BASE_URL" in (directory / "table.md").read_text()
+    assert len(pq.read_table(directory / "talks.parquet")) == len(talks)
+    settings.person_model_path, settings.talk_turns = friend_base, 1
+    with pytest.raises(AssertionError, match="simulated again"):  # shorter talks are others
+        compare.main(settings)
+
+
+def test_a_judge_that_dies_halfway_leaves_the_rest_of_the_table(runs, tmp_path, monkeypatch):
+    make, config = runs
+    without_pictures(monkeypatch)
+    make()
+    answered = []
+
+    def answer(prompt):
+        answered.append(prompt)
+        return "[[tie]]" if "Message 1" in prompt else "[[5]]" if len(answered) < 10 else 400
+
+    with FakeJudge(answer) as judge:
+        for name, value in (("MODEL", "j"), ("BASE_URL", judge.url)):
+            monkeypatch.setenv(f"JUDGE_{name}", value)
+        monkeypatch.setenv("OPENAI_API_KEY", judge.key)
+        found = compare.main(config(arms=["best-of-2", "ppo"], max_scenes=3))
+    assert "win_rate" not in found.table["ppo"] and "proxy_gain" in found.table["ppo"]
+    assert "what follows: the judge j refuses: HTTP 400" in (tmp_path / "runs/tiny/compare/table.md").read_text()
 
 
 def test_the_kl_of_a_policy_is_that_of_its_samples(runs):
@@ -435,7 +603,7 @@ def test_a_score_that_is_no_number_names_the_scene_and_keeps_what_was_done(runs,
         def score(self, rows):
             return torch.full((len(rows),), math.nan), None
 
-    monkeypatch.setattr(openers, "load_scorer", lambda *_: Broken())
+    monkeypatch.setattr(openers, "load_scorer", lambda *_, **__: Broken())
     with pytest.raises(ValueError, match="the scorer gave nan for scene 'sample-"):
         compare.main(settings)
     assert len(pq.read_table(tmp_path / "runs/tiny/compare/rows.parquet")) == before

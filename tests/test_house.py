@@ -17,7 +17,9 @@ ALLOWED = {
     "experiments.compare": {
         "data",
         "models",
+        "experiments.judge",
         "experiments.run",
+        "experiments.simulate",
         "reward.probes",
         "rl.evaluate",
         "rl.metrics",

@@ -87,19 +87,20 @@ def test_grpo_and_dpo_start_from_what_ppo_starts_from_and_nothing_is_removed(che
 
 
 def test_compare_trains_what_is_missing_and_then_compares(checkout):
-    arguments = ("compare", "ARMS=sft best-of-n ppo ppo-length expert", "SEEDS=1 2")
+    arguments = ("compare", "ARMS=sft best-of-n ppo ppo-length expert", "SEEDS=1 2", "CONTROL_SEEDS=1 3")
     output = make(checkout, *arguments)
     assert stages(output) == ["sft.train", "reward.train", "rl.train", "rl.dpo"]
     trained = [line.split("--run_dir ")[1] for line in output.splitlines() if "--run_dir" in line]
-    arms = [f"runs/tiny/{arm}-s{seed}" for arm in ("ppo", "ppo-length", "expert") for seed in (1, 2)]
-    assert trained == ["runs/tiny/sft-s1", "runs/tiny/reward-s1", *arms]
-    assert "tiny/ppo-length.yaml --seed 2 --run_dir runs/tiny/ppo-length-s2" in output and "rm " not in output
-    assert "compare.yaml --arms sft best-of-n ppo ppo-length expert --seeds 1 2" in output
-    finish(checkout, "sft-s1", "reward-s1", *(arm.split("/")[-1] for arm in arms[:-1]))
+    seeds = {"ppo": (1, 2), "ppo-length": (1, 3), "expert": (1, 3)}
+    arms = [f"runs/tiny/{arm}-s{seed}" for arm, those in seeds.items() for seed in those]
+    assert trained == ["runs/tiny/sft-s1", "runs/tiny/reward-s1", *arms, "runs/tiny/person-s1"]
+    assert "tiny/ppo-length.yaml --seed 3 --run_dir runs/tiny/ppo-length-s3" in output and "rm " not in output
+    assert "compare.yaml --arms sft best-of-n ppo ppo-length expert --seeds 1 2 --control_seeds 1 3" in output
+    finish(checkout, "sft-s1", "reward-s1", "person-s1", *(arm.split("/")[-1] for arm in arms[:-1]))
     assert [
         line.split("--run_dir ")[1] for line in make(checkout, *arguments).splitlines() if "--run_dir" in line
     ] == arms[-1:]
-    assert stages(make(checkout, "ppo-length", "SEED=3")) == ["rl.train"]
+    assert stages(make(checkout, "ppo-length", "SEED=4")) == ["rl.train"]
     (checkout / "experiments" / "tiny" / "grpo.yaml").unlink()
     assert "no recipe experiments/tiny/grpo.yaml" in make(checkout, "compare")
 

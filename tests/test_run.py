@@ -22,6 +22,7 @@ from trl.experimental.ppo import PPOConfig
 from experiments import run as run_module
 from experiments.compare.__main__ import CompareConfig
 from experiments.run import RunConfig, finish_run, parse_config, run_directory, start_run, weights_hash
+from experiments.sweep import SweepConfig
 from reward.train import RewardConfig
 from rl.dpo import PairConfig
 from rl.stable import StableConfig
@@ -35,6 +36,7 @@ STAGES = {
     "person": (FriendConfig, SFTConfig),
     "reward": (RewardConfig,),
     "ppo": (OpenerConfig, PPOConfig),
+    "sweep": (SweepConfig,),
     "grpo": (StableConfig, GRPOConfig),
     "dpo": (PairConfig, DPOConfig),
     "expert": (PairConfig, DPOConfig),
@@ -229,7 +231,7 @@ def stage_of(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_parses_and_says_what_it_sets(recipe, monkeypatch):
-    on_cpu = () if stage_of(recipe) in ("reward", "pretrain", "compare") else ("--use_cpu", "true")
+    on_cpu = () if stage_of(recipe) in ("reward", "pretrain", "compare", "sweep") else ("--use_cpu", "true")
     configs = parse(monkeypatch, stage_of(recipe), path=recipe, more=on_cpu)
     assert configs[0].recipe == str(recipe)
     for key, value in (yaml.safe_load(recipe.read_text()) or {}).items():

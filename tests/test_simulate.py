@@ -183,7 +183,7 @@ def test_a_long_talk_loses_its_oldest_turns(friend, person):
 
 def test_measures_by_hand():
     gold = FakeGold()
-    [found] = read([row(person=("great!", "oh no", "ok"), greeting="Hi!")], gold)
+    [found] = read([row(person=("great!", "oh no", "ok"), greeting="Hi!")], gold, FakeGold())
     assert found["disengaged"] == pytest.approx([0.1, 0.2, 0.9])
     second = 0.7 / 1.7 - 1 / 1.7  # joy one message back, sadness now
     third = (0.49 - 0.7) / 2.19
@@ -200,15 +200,17 @@ def test_measures_by_hand():
 
 
 def test_half_is_not_engaged_and_a_talk_without_an_end_counts_all():
-    rows = read([row(person=("half", "great!")), row(person=("great!", "great!"))], FakeGold())
+    rows = read([row(person=("half", "great!")), row(person=("great!", "great!"))], FakeGold(), FakeGold())
     assert [r["engaged"] for r in rows] == [0.5, 1.0]
     assert [r["turns_until_disengaged"] for r in rows] == [0, 2]
 
 
 def test_summary_and_gain_are_over_scenes():
     good, bad = ("great!", "great!"), ("ok", "ok")
-    ours = read([row("s1", good), row("s1", good, sample=1), row("s1", bad, sample=2), row("s2", good)], FakeGold())
-    theirs = read([row("s1", bad), row("s2", good)], FakeGold())
+    ours = read(
+        [row("s1", good), row("s1", good, sample=1), row("s1", bad, sample=2), row("s2", good)], FakeGold(), FakeGold()
+    )
+    theirs = read([row("s1", bad), row("s2", good)], FakeGold(), FakeGold())
     assert summarise(ours)["engaged"]["mean"] == pytest.approx((2 / 3 + 1) / 2)
     assert (summarise(ours)["talks"], summarise(ours)["scenes"]) == (4, 2)
     gain = gains(ours, theirs)["engaged"]
@@ -228,7 +230,11 @@ def test_bad_input_is_refused(friend_base, tiny_scorer, tmp_path):
     with pytest.raises(ValueError, match="turns is 0"):
         config(turns=0)
     with pytest.raises(ValueError, match="no disengaged"):
-        read([row()], load_scorer(tiny_scorer))
+        read([row()], load_scorer(tiny_scorer), FakeGold())
+    untaught = FakeGold()
+    untaught.emotions = lambda rows: torch.full((len(rows), len(LABELS)), 0.5)
+    with pytest.raises(ValueError, match="head for emotions was never trained"):
+        read([row()], FakeGold(), untaught)
     run = tmp_path / "sft-s1"
     shutil.copytree(friend_base, run / "model")
     (run / "lineage.json").write_text("{}")

@@ -14,13 +14,16 @@ from models.load import base_of, resolve
 TRAINED = ("ppo", "ppo-length", "ppo-pessimistic", "grpo", "dpo", "expert")
 #: Best of n by the proxy, out of the SFT policy's pool.
 BEST_OF = {f"best-of-{n}": n for n in (2, 4, 16, 64)}
-ARMS = ("base", "sft", *BEST_OF, *TRAINED, "human")
+#: The SFT policy with an instruction that follows the person's mood (models/mood.py): in conversations alone.
+MOOD = "sft+mood"
+ARMS = ("base", "sft", MOOD, *BEST_OF, *TRAINED, "human")
 #: What is optimised there is not the proxy, on purpose.
 OWN_REWARD = ("ppo-length",)
 
 TITLES = {
     "base": "base model",
     "sft": "SFT",
+    MOOD: "SFT, prompt by mood",
     **{name: f"best of {n}" for name, n in BEST_OF.items()},
     "ppo": "PPO",
     "ppo-length": "PPO, reward: length alone",
@@ -54,8 +57,11 @@ def chosen(names: list[str]) -> list[str]:
     return [arm for arm in ARMS if arm in names]
 
 
-def speakers(arms: list[str], seeds: list[int], runs_dir: str, sft: str, reward: str) -> list[Speaker]:
-    """Everyone who writes. Best-of-n needs nobody of its own: it chooses among what the SFT policy wrote.
+def speakers(
+    arms: list[str], seeds: list[int], control_seeds: list[int], runs_dir: str, sft: str, reward: str
+) -> list[Speaker]:
+    """Everyone who writes. Best-of-n needs nobody of its own: it chooses among what the SFT policy wrote. Nor does the
+    policy that is told of a mood: it only talks.
 
     FileNotFoundError for a run that is missing or not finished; ValueError where one had another base, tokenizer, SFT
     policy or reward than the others.
@@ -65,7 +71,7 @@ def speakers(arms: list[str], seeds: list[int], runs_dir: str, sft: str, reward:
         base = base_of(sft)
         who.append(Speaker("base", 0, base, base, weights_hash(resolve(base))))
     for arm in TRAINED:
-        for seed in seeds if arm in arms else ():
+        for seed in (seeds if arm == "ppo" else control_seeds) if arm in arms else ():
             run = Path(runs_dir) / f"{arm}-s{seed}"
             check_run(run, arm, sft, reward)
             who.append(Speaker(arm, seed, str(run), _id(str(run)), weights_hash(run)))

@@ -166,3 +166,16 @@ def fit_gain(d: np.ndarray, gain: np.ndarray, is_rl: bool) -> Fit | None:
         at = np.exp(np.clip(alpha / beta - 1, -50, 50)) if is_rl else alpha / (2 * beta)
         peak = float(at) if d.min() <= at <= d.max() else None
     return Fit(float(alpha), beta, is_rl, peak)
+
+
+def kl_where(kl_C: np.ndarray, gain_C: np.ndarray, target: float) -> float | None:
+    """The KL at which the checkpoints, in their order, first have the gain, on a line between two of them; None if none
+    has."""
+    reached = np.flatnonzero(gain_C >= target)
+    if not len(reached):
+        return None
+    c = int(reached[0])
+    if c == 0:
+        return float(kl_C[0])
+    share = (target - gain_C[c - 1]) / (gain_C[c] - gain_C[c - 1])
+    return float(kl_C[c - 1] + share * (kl_C[c] - kl_C[c - 1]))

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from data import openers as written_by_people
 from data.dialogue import INSTRUCTIONS, system_text
@@ -36,7 +37,7 @@ from models.sampling import Samples, decode, prompt_ids, sample
 from reward.probes import load_probes
 from rl.evaluate import check_lengths, opener_prompt, opinions, training_texts
 from rl.metrics import copies
-from rl.rollout import left_pad, policy_inputs, response_log_p
+from rl.rollout import left_pad, positions
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Asked:
     sft_model_path: str
     reward_model_path: str
     gold_model_path: str | None
+    reward_dtype: str
     instruction: str
     temperature: float
     response_length: int
@@ -64,9 +66,11 @@ class Measured:
         self.tokenizer = load_tokenizer(asked.sft_model_path)
         self.prompts = [opener_prompt(self.tokenizer, scene, asked.instruction) for scene in scenes]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.proxy = load_scorer(asked.reward_model_path, self.device)
+        self.proxy = load_scorer(asked.reward_model_path, self.device, dtype=asked.reward_dtype)
         self.gold_key = weights_hash(resolve(asked.gold_model_path)) if asked.gold_model_path else None
-        self.gold = load_scorer(asked.gold_model_path, self.device) if asked.gold_model_path else None
+        self.gold = None
+        if asked.gold_model_path:
+            self.gold = load_scorer(asked.gold_model_path, self.device, dtype=asked.reward_dtype)
         self.models: dict[str, torch.nn.Module] = {}  # SFT policy and base, loaded when they are first needed
 
     def rows(self, who: list[Speaker]) -> tuple[list[dict], list[dict]]:
@@ -145,12 +149,14 @@ class Measured:
         return [{**row, "copied": is_copy} for row, is_copy in zip(rows, copied, strict=True)]
 
     def written(self, speaker: Speaker, model) -> Iterator[tuple[list[tuple[int, int]], Samples]]:
-        """(scene's place, sample's number) of each opener, and the openers, in batches. The noise is a function of the
-        seeds, the scene's place and the sample's number. The SFT policy writes the whole pool."""
+        """(scene's place, sample's number) of each opener, and the openers, in batches of scenes with prompts of like
+        length: little is padding. The noise is a function of the seeds, the scene's place and the sample's number. The SFT
+        policy writes the whole pool."""
         asked = self.asked
         count = asked.pool_size if speaker.arm == "sft" else asked.samples
         texts = people(self.scenes) if model is None else None
-        todo = [(i, s) for i, scene in enumerate(self.scenes) for s in range(len(texts[scene.id]) if texts else count)]
+        order = sorted(range(len(self.scenes)), key=lambda i: len(self.prompts[i]))
+        todo = [(i, s) for i in order for s in range(len(texts[self.scenes[i].id]) if texts else count)]
         name = f"{speaker.arm} {speaker.seed}".strip()
         for start in tqdm(range(0, len(todo), asked.batch_size), desc=name, unit="batch", disable=None):
             part = todo[start : start + asked.batch_size]
@@ -181,11 +187,23 @@ class Measured:
 
     @torch.inference_mode()
     def nats(self, model, prompts: list[list[int]], samples: Samples, temperature: float) -> torch.Tensor:
-        """-log p [B] of whole openers at a temperature, on the CPU."""
+        """-log p [B] of whole openers at a temperature, on the CPU. A prompt of several openers is read once."""
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        of_B = torch.tensor([different.index(tuple(prompt)) for prompt in prompts], device=self.device)
+        ids, mask = (part.to(self.device) for part in left_pad(different, self.tokenizer.pad_token_id))
+        cache = DynamicCache(config=model.config)
+        reading = {"past_key_values": cache, "use_cache": True}
+        first = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1, **reading
+        ).logits
+        cache.batch_select_indices(of_B)
         response_BT, mask_BT = samples.response_BT.to(self.device), samples.mask_BT.to(self.device)
-        ids, mask = (part.to(self.device) for part in left_pad(prompts, self.tokenizer.pad_token_id))
-        log_p = response_log_p(model, policy_inputs(ids, mask, response_BT, mask_BT), response_BT.shape[1], temperature)
-        return -(log_p.gather(-1, response_BT[..., None]).squeeze(-1) * mask_BT).sum(1).cpu()
+        mask = torch.cat([mask[of_B], mask_BT.long()], 1)
+        places = positions(mask)[:, -response_BT.shape[1] :]
+        rest = model(input_ids=response_BT, attention_mask=mask, position_ids=places, **reading).logits[:, :-1]
+        logits_BTV = torch.cat([first[of_B], rest], 1).float() / temperature
+        logp_BT = logits_BTV.gather(-1, response_BT[..., None]).squeeze(-1) - logits_BTV.logsumexp(-1)
+        return -(logp_BT * mask_BT).sum(1).cpu()
 
     def judge(self, rows: list[dict]) -> None:
         """Writes the gold model's opinion into the rows, the same openers asked once; or takes it out, without one."""

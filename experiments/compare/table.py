@@ -4,13 +4,14 @@ import csv
 import io
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.source import write_whole
-from experiments.compare.arms import BEST_OF, TITLES
+from experiments.compare.arms import BEST_OF, MOOD, TITLES
 from experiments.compare.numbers import (
     Bootstrap,
     Cells,
@@ -22,6 +23,7 @@ from experiments.compare.numbers import (
     matched_parts,
 )
 from experiments.compare.texts import distinct_parts, self_bleu
+from experiments.simulate import MEASURES
 
 #: Column of a row -> its heading; the mean over samples, then over scenes and seeds.
 MEANS = {
@@ -39,8 +41,11 @@ MEANS = {
 }
 #: Measures of one opener a scene as a set, the mean over the samples.
 SETS = {"distinct_1": "distinct-1", "distinct_2": "distinct-2", "self_bleu": "self-BLEU"}
-SHARES = ("ended", "question", "names_profile", "copied", "profane", *SETS)
+#: Of talks with the simulated person, and of a judge model: columns of their rows.
+JUDGED = {"win_rate": "judge: win rate against SFT", "grade_gain": "judge: grade of 10, gain over SFT"}
+SHARES = ("ended", "question", "names_profile", "copied", "profane", *SETS, "engaged", "win_rate")
 SCORES = ("proxy", "gold")
+GAIN = ("_gain", ", gain over SFT")
 #: Heading of each column of table.md, in its order.
 HEADINGS = {
     **{key: MEANS[key] for key in ("proxy", "gold")},
@@ -56,6 +61,8 @@ HEADINGS = {
     **SETS,
     **{key: MEANS[key] for key in ("copied", "profane")},
     "probes": "kind likelier than manipulating, of 15 probes",
+    **{key + end: f"person: {words}{more}" for key, words in MEASURES.items() for end, more in (("", ""), GAIN)},
+    **JUDGED,
 }
 
 #: arm -> measure -> estimate. What is not known of an arm is not there.
@@ -117,41 +124,94 @@ def by_arm(rows: list[dict], arms: list[str], scenes: list[str]) -> dict[str, Op
 
 
 def tabulate(
-    rows: list[dict], probes: list[dict], arms: list[str], scenes: list[str], samples: int, resamples: int, seed: int
-) -> Table:
-    """Every measure of every arm with its 95 % interval, by bootstrap over scenes and training seeds together."""
+    rows: list[dict], probes: list[dict], arms: list[str], scenes: list[str], samples: int, resamples: int, seed: int,
+    talks: Sequence[dict] = (), judged: Sequence[dict] = (),
+) -> Table:  # fmt: skip
+    """Every measure of every arm with its 95 % interval, by bootstrap over scenes and training seeds together. `talks` and
+    `judged` are rows of talks.py and judged.py."""
     openers, bootstrap = by_arm(rows, arms, scenes), Bootstrap(len(scenes), resamples, seed)
     has_gold = any(row.get("gold") is not None for row in rows)
     sft, table = openers["sft"], {}
+    sft_sets = set_cells(sft, samples, seed)
+    gain_of_16 = gains(openers["best-of-16"], sft, "gold", bootstrap, 0) if has_gold and "best-of-16" in arms else {}
     for number, arm in enumerate(arms):
-        of, cells, values = openers[arm], {}, table.setdefault(arm, {})
+        values = table.setdefault(arm, {})
+        values |= in_talks(talks, arm, scenes, bootstrap, number) | by_judge(judged, arm, scenes, bootstrap, number)
+        if arm == MOOD:
+            continue
+        of, cells = openers[arm], {}
         seeds = len(of.rows)
         for key in MEANS:
             if key == "gold" and not has_gold or key == "kl" and arm in ("human", *BEST_OF):
                 continue
             cells[key] = of.cells(key)
-        cells |= set_cells(of, samples, seed)
+        cells |= sft_sets if arm == "sft" else set_cells(of, samples, seed)
         for key, part in cells.items():
-            value, draws = part.value(), part.resampled(bootstrap, number)
+            value, draws = drawn(part, key, bootstrap, number)
             if key == "base_nats":
                 value, draws = math.exp(value), np.exp(draws)
-            elif key in SHARES:
-                draws = draws.clip(0, 1)  # seeds moved apart may leave the range
             values[key] = estimate(value, draws, seeds)
         if arm in BEST_OF:
             bound = best_of_kl(BEST_OF[arm])
             values["kl"] = Estimate(bound, bound, bound)
-        values |= probe_share([row for row in probes if row["arm"] == arm], resamples, seed)
+        values |= probe_shares(probes, arm, resamples, seed)
         if arm != "sft":
             for key in SCORES if has_gold else SCORES[:1]:
-                values |= gains(of, sft, key, bootstrap, number)
+                pairs = gains(of, sft, key, bootstrap, number)
+                values |= {name: estimate(*pair, seeds) for name, pair in pairs.items()}
+                if key == "gold" and gain_of_16 and estimate(*gain_of_16["gold_gain"], 1).side > 0:
+                    values["gold_of_best_of_16"] = estimate(*over(pairs["gold_gain"], gain_of_16["gold_gain"]), seeds)
             for key in ("base_nats", "distinct_2"):
-                values[f"{key}_ratio"] = ratio(cells[key], set_or_mean(sft, key, samples, seed), key, bootstrap, number)
+                its = sft.cells(key) if key in MEANS else sft_sets[key]
+                values[f"{key}_ratio"] = ratio(cells[key], its, key, bootstrap, number)
     return table
 
 
-def set_or_mean(of: Openers, key: str, samples: int, seed: int) -> Cells:
-    return of.cells(key) if key in MEANS else set_cells(of, samples, seed)[key]
+def drawn(cells: Cells, key: str, bootstrap: Bootstrap, number: int) -> tuple[float, np.ndarray]:
+    """The value and its resamples; seeds that were moved apart may leave a share's range."""
+    draws = cells.resampled(bootstrap, number)
+    return cells.value(), draws.clip(0, 1) if key in SHARES else draws
+
+
+def in_talks(
+    talks: Sequence[dict], arm: str, scenes: list[str], bootstrap: Bootstrap, number: int
+) -> dict[str, Estimate]:
+    """MEASURES of an arm's talks, and each one less that of SFT's on the same scenes."""
+    mine, its = ([row for row in talks if row["arm"] == name] for name in (arm, "sft"))
+    found = {}
+    for key in MEASURES if mine else ():
+        cells = of_rows(mine, key, scenes)
+        seeds = len(cells.num_SN)
+        value, draws = drawn(cells, key, bootstrap, number)
+        found[key] = estimate(value, draws, seeds)
+        if arm != "sft":
+            less = of_rows(its, key, scenes).only(cells)
+            found[f"{key}_gain"] = estimate(
+                value - less.value(), cells.resampled(bootstrap, number) - less.resampled(bootstrap, 0), seeds
+            )
+    return found
+
+
+def by_judge(
+    judged: Sequence[dict], arm: str, scenes: list[str], bootstrap: Bootstrap, number: int
+) -> dict[str, Estimate]:
+    mine, found = [row for row in judged if row["arm"] == arm], {}
+    for key in JUDGED if mine else ():
+        cells = of_rows(mine, key, scenes)
+        found[key] = estimate(*drawn(cells, key, bootstrap, number), len(cells.num_SN))
+    return found
+
+
+def of_rows(rows: list[dict], key: str, scenes: list[str]) -> Cells:
+    """The mean of each seed and scene that has any value."""
+    place, seeds = {id: i for i, id in enumerate(scenes)}, sorted({row["seed"] for row in rows})
+    total, count = (np.zeros((len(seeds), len(scenes))) for _ in range(2))
+    for row in rows:
+        if row[key] is not None:
+            at = seeds.index(row["seed"]), place[row["scene"]]
+            total[at] += row[key]
+            count[at] += 1
+    return Cells(total / np.maximum(count, 1), (count > 0).astype(float))
 
 
 def set_cells(of: Openers, samples: int, seed: int) -> dict[str, Cells]:
@@ -170,29 +230,39 @@ def set_cells(of: Openers, samples: int, seed: int) -> dict[str, Cells]:
     return {key: Cells(*parts) for key, parts in sums.items()}
 
 
-def gains(of: Openers, sft: Openers, key: str, bootstrap: Bootstrap, number: int) -> dict[str, Estimate]:
-    """The gain over SFT on the arm's scenes, and what is left of it at equal length: by regression, less the words gained
-    times what a word is worth among SFT's openers of one scene; and against SFT's openers within a word of each one's
-    length, with the share of openers that found any."""
-    seeds, found = len(of.rows), {}
-    values, draws = {}, {}
+def gains(
+    of: Openers, sft: Openers, key: str, bootstrap: Bootstrap, number: int
+) -> dict[str, tuple[float, np.ndarray]]:
+    """The gain over SFT on the arm's scenes, and what is left of it at equal length, also as shares of it, each with its
+    resamples. By regression: less the words gained times what a word is worth among SFT's openers of one scene; matched:
+    against SFT's openers within a word of each one's length, with the share of openers that found any."""
+    found, gained = {}, {}
     for name in (key, "words"):
         mine, its = of.cells(name), sft.cells(name)
         its = its.only(mine)
-        values[name] = mine.value() - its.value()
-        draws[name] = mine.resampled(bootstrap, number) - its.resampled(bootstrap, 0)
-    found[f"{key}_gain"] = estimate(values[key], draws[key], seeds)
+        gained[name] = mine.value() - its.value(), mine.resampled(bootstrap, number) - its.resampled(bootstrap, 0)
+    found[f"{key}_gain"] = gained[key]
     slope = length_parts(sft.values("words")[0], sft.values(key)[0])
     if slope.den_SN.sum() > 0:
-        worth = slope.resampled(bootstrap, 0)
-        found[f"{key}_gain_equal_length"] = estimate(
-            values[key] - slope.value() * values["words"], draws[key] - worth * draws["words"], seeds
+        worth = slope.value(), slope.resampled(bootstrap, 0)
+        left = tuple(
+            gain - a_word * words for gain, a_word, words in zip(gained[key], worth, gained["words"], strict=True)
         )
+        found[f"{key}_gain_equal_length"] = left
+        found[f"{key}_left_equal_length"] = over(left, gained[key])
     matched, share = matched_cells(of, sft, key)
     if matched.den_SN.sum() > 0:
-        found[f"{key}_gain_matched"] = estimate(matched.value(), matched.resampled(bootstrap, number), seeds)
-    found["matched"] = estimate(share.value(), share.resampled(bootstrap, number).clip(0, 1), seeds)
+        left = matched.value(), matched.resampled(bootstrap, number)
+        found[f"{key}_gain_matched"] = left
+        found[f"{key}_left_matched"] = over(left, gained[key])
+    found["matched"] = share.value(), share.resampled(bootstrap, number).clip(0, 1)
     return found
+
+
+def over(a: tuple[float, np.ndarray], b: tuple[float, np.ndarray]) -> tuple[float, np.ndarray]:
+    """The quotient of two values, resample by resample."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.divide(a[0], b[0])), np.divide(a[1], b[1])
 
 
 def matched_cells(of: Openers, sft: Openers, key: str) -> tuple[Cells, Cells]:
@@ -218,17 +288,25 @@ def ratio(mine: Cells, its: Cells, key: str, bootstrap: Bootstrap, number: int) 
     return estimate(float(value), draws, len(mine.num_SN))
 
 
-def probe_share(probes: list[dict], resamples: int, seed: int) -> dict[str, Estimate]:
-    """How often the kind reply is likelier than the manipulating one; interval over probes and seeds. Nothing for arms
-    that are no model."""
-    if not probes:
+def probe_shares(probes: list[dict], arm: str, resamples: int, seed: int) -> dict[str, Estimate]:
+    """How often the kind reply is likelier than the manipulating one, and that less SFT's share; interval over probes and
+    seeds. Nothing for arms that are no model."""
+    mine, its = ([row for row in probes if row["arm"] == name] for name in (arm, "sft"))
+    if not mine:
         return {}
-    seeds, ids = (sorted({row[key] for row in probes}) for key in ("seed", "probe"))
-    num = np.zeros((len(seeds), len(ids)))
-    for row in probes:
-        num[seeds.index(row["seed"]), ids.index(row["probe"])] = row["margin"] > 0
-    cells, bootstrap = Cells(num, np.ones_like(num)), Bootstrap(len(ids), resamples, seed)
-    return {"probes": estimate(cells.value(), cells.resampled(bootstrap, 0).clip(0, 1), len(seeds))}
+    bootstrap = Bootstrap(len({row["probe"] for row in mine}), resamples, seed)
+    cells = kind_cells(mine)
+    seeds, draws = len(cells.num_SN), cells.resampled(bootstrap, 1)
+    found = {"probes": estimate(cells.value(), draws.clip(0, 1), seeds)}
+    if arm != "sft":
+        less = kind_cells(its)
+        found["probes_gain"] = estimate(cells.value() - less.value(), draws - less.resampled(bootstrap, 0), seeds)
+    return found
+
+
+def kind_cells(probes: list[dict]) -> Cells:
+    ids = sorted({row["probe"] for row in probes})
+    return of_rows([{**row, "scene": row["probe"], "kind": float(row["margin"] > 0)} for row in probes], "kind", ids)
 
 
 def _column(rows: list[dict], key: str) -> np.ndarray:

@@ -4,7 +4,10 @@
 were measured. An interval that holds 0 is no proof of equality, and is not called one.
 """
 
-from experiments.compare.arms import BEST_OF, OWN_REWARD, TITLES
+from collections.abc import Sequence
+
+from experiments.compare.arms import BEST_OF, MOOD, OWN_REWARD, TITLES
+from experiments.compare.goals import Goal, in_words
 from experiments.compare.numbers import Estimate, Fit
 from experiments.compare.table import Table
 
@@ -12,20 +15,25 @@ from experiments.compare.table import Table
 MOSTLY = 0.5
 
 
-def verdict(table: Table, about: str, fits: dict[str, dict[str, Fit]] | None = None) -> str:
+def verdict(table: Table, about: str, fits: dict[str, dict[str, Fit]] | None = None, goals: Sequence[Goal] = ()) -> str:
     """Markdown. `about` says on what was measured; `fits` are Gao et al.'s curves, score -> "ppo" or "best-of-n"."""
-    arms = [arm for arm in table if arm != "sft"]
+    arms = [arm for arm in table if arm != "sft" and table[arm]]
     parts = ["# What these numbers say", about]
     if not arms:
         return "\n\n".join([*parts, "SFT alone was measured: there is nothing to compare it with."]) + "\n"
     has_gold = any("gold_gain" in table[arm] for arm in arms)
     parts.append("\n".join(f"- {of_arm(arm, table[arm], has_gold)}" for arm in arms))
-    parts += against_best_of(table) + peaks(fits or {}) + cautions(table, arms, has_gold)
+    parts += against_best_of(table) + peaks(fits or {})
+    if goals:
+        parts += ["PPO beside its goals:", "\n".join(f"- {line}" for line in in_words(goals))]
+    parts += cautions(table, arms, has_gold)
     return "\n\n".join(parts) + "\n"
 
 
 def of_arm(arm: str, values: dict[str, Estimate], has_gold: bool) -> str:
-    """One arm against SFT: proxy, its KL, gold, equal length, and what it cost."""
+    """One arm against SFT: proxy, its KL, gold, equal length, what it cost, and what the person and the judge made of it."""
+    if arm == MOOD:
+        return " ".join([f"**{TITLES[arm]}**:", *in_talks(values)])
     proxy, trained_on = values["proxy_gain"], arm not in ("base", "human", *OWN_REWARD)
     said = [f"**{TITLES[arm]}**: on the proxy {compared(proxy)}{at_kl(arm, values)}."]
     if has_gold and "gold_gain" in values:
@@ -33,14 +41,14 @@ def of_arm(arm: str, values: dict[str, Estimate], has_gold: bool) -> str:
     for key in ("proxy", "gold"):
         if key + "_gain" in values and values[key + "_gain"].side > 0:
             said += at_equal_length(key, values)
-    said += costs(values)
+    said += costs(values) + in_talks(values) + by_judge(values)
     if seeds_matter(arm) and proxy.seeds == 1:
         said.append("One seed was trained: another may come out otherwise, and the interval does not know that.")
     return " ".join(said)
 
 
 def seeds_matter(arm: str) -> bool:
-    return arm not in ("base", "human", *BEST_OF)
+    return arm not in ("base", MOOD, "human", *BEST_OF)
 
 
 def compared(gain: Estimate) -> str:
@@ -93,6 +101,13 @@ def costs(values: dict[str, Estimate]) -> list[str]:
         )
     if (e := values.get("base_nats_ratio")) and e.low > 1:
         said.append(f"Its perplexity under the base is {e.value:.2f} times SFT's [{e.low:.2f}, {e.high:.2f}].")
+    if (e := values.get("probes_gain")) and e.value < 0:
+        told = "" if e.side else "; the interval does not tell that from none"
+        share = values["probes"].value
+        said.append(
+            f"At the manipulation probes it is worse than SFT: the kind reply is likelier in {share:.0%} of them (against "
+            f"SFT {signed(e)}{told})."
+        )
     for key, what in (
         ("profane", "set off the profanity alarm"),
         ("copied", "repeat 8 or more words of training text"),
@@ -102,16 +117,37 @@ def costs(values: dict[str, Estimate]) -> list[str]:
     return said
 
 
+def in_talks(values: dict[str, Estimate]) -> list[str]:
+    """Whether the simulated person stays more, or less, engaged than with SFT, and in a better mood."""
+    said = []
+    for key, what in (("engaged", "share of engaged replies"), ("cumulative_mean", "cumulative emotion")):
+        if e := values.get(f"{key}_gain"):
+            told = "no difference from SFT was found" if not e.side else "higher" if e.side > 0 else "lower"
+            said.append(f"{what}, {told} ({signed(e)})")
+    return [f"With the simulated person: {'; '.join(said)}."] if said else []
+
+
+def by_judge(values: dict[str, Estimate]) -> list[str]:
+    if not (e := values.get("win_rate")):
+        return []
+    interval = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}]"
+    if e.low <= 0.5 <= e.high:
+        return [f"The judge model was not found to prefer it to SFT or SFT to it (win rate {interval})."]
+    return [f"The judge model prefers {'it to SFT' if e.low > 0.5 else 'SFT to it'} (win rate {interval})."]
+
+
 def against_best_of(table: Table) -> list[str]:
-    """PPO's share of best-of-16's gain, where both gains are told from 0."""
+    """PPO's share of best-of-16's gain, where both gains are told from 0; on gold with its interval."""
     said = []
     for key in ("gold", "proxy"):
         ppo, best = (table.get(arm, {}).get(f"{key}_gain") for arm in ("ppo", "best-of-16"))
         if ppo and best and ppo.side > 0 and best.side > 0:
             kl = [table[arm]["kl"].value for arm in ("ppo", "best-of-16")]
+            share = table["ppo"].get(f"{key}_of_best_of_16")
+            interval = f" [{share.low:.0%}, {share.high:.0%}]" if share else ""
             said.append(
-                f"On {key} PPO has {ppo.value / best.value:.0%} of best-of-16's gain, at {kl[0]:.2f} nats against at most "
-                f"{kl[1]:.2f}; PPO writes one opener where best-of-16 writes sixteen."
+                f"On {key} PPO has {ppo.value / best.value:.0%}{interval} of best-of-16's gain, at {kl[0]:.2f} nats against "
+                f"at most {kl[1]:.2f}; PPO writes one opener where best-of-16 writes sixteen."
             )
     return ["\n".join(f"- {line}" for line in said)] if said else []
 
