@@ -20,6 +20,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from data.source import write_whole
+from experiments.compare.figures import CURVES
 from experiments.run import PROJECT
 
 #: Keys of the recipes that change what comes out, and how their axis is drawn.
@@ -31,14 +32,6 @@ KEYS = {
     "total_episodes": False,
     "temperature": False,
     "beta": False,
-}
-#: Evaluations on validation scenes, which every arm logs under these names, and their titles.
-CURVES = {
-    "eval/score": "proxy",
-    "eval/gold": "gold",
-    "eval/kl": "KL to SFT, nats a response",
-    "eval/tokens": "tokens",
-    "eval/distinct_2": "distinct-2",
 }
 
 

@@ -138,7 +138,7 @@ def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list
         PartialState().wait_for_everyone()  # the first process is making the directory
         return Run(directory, "", axis, None)
     old = _read_json(directory / "lineage.json")
-    id = uuid.uuid4().hex[:8]
+    id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a wandb sweep names its runs
     if old.get("fingerprint") == fingerprint and not (directory / "summary.json").exists():
         id = old["id"]
         print(f"{directory}: goes on where it was interrupted")

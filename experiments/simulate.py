@@ -115,7 +115,7 @@ def main(config: SimulateConfig) -> dict:
     rows = {}
     for arm in arms:
         friend = load_speaker(arm.model, config.temperature, **size)
-        talks = converse(arm, friend, person, scenes, config.samples, config.turns, config.seed, proxy)
+        talks = converse(arm, friend, person, scenes, config.samples, config.turns, config.seed, proxy, emotions)
         rows[arm.name] = read(talks, gold, emotions)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows[arm.name])
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
@@ -221,6 +221,7 @@ def converse(
     turns: int = TURNS,
     seed: int = 1,
     proxy: Scorer | None = None,
+    emotions: Scorer | None = None,
     openers: dict[str, list[str]] | None = None,
 ) -> list[dict]:
     """Rows {"arm", "scene_id", "sample", "greeting", "friend", "person"[, "moods"]}: `turns` texts of each side.
@@ -230,7 +231,7 @@ def converse(
     """
     todo = [(scene, s) for scene in scenes for s in range(samples)]
     talks = [_talk(scene, s) for scene, s in todo]
-    moods = load_moods(reader(proxy, LABELS)) if arm.use_mood else None
+    moods = load_moods(reader(emotions, LABELS)) if arm.use_mood else None
     rows = [
         {"arm": arm.name, "scene_id": scene.id, "sample": s, "greeting": scene.greeting, "friend": [], "person": []}
         for scene, s in todo

@@ -30,8 +30,8 @@ from trl.experimental.ppo import PPOConfig
 
 from data.source import write_whole
 from experiments.run import PROJECT, RunConfig, finish_run, parse_config, start_run, weights_hash
-from models.load import load_scorer, load_tokenizer, resolve
-from rl.evaluate import splits
+from models.load import load_tokenizer, resolve
+from rl.evaluate import judges, splits
 from rl.train import policy_with_reference
 from rl.trainer import OpenerConfig, OpenerPPOTrainer, check
 
@@ -86,7 +86,7 @@ def trial(config: OpenerConfig, args: PPOConfig) -> None:
     run = start_run(config, args, stage="sweep", seed=args.seed, parents=[args.sft_model_path, args.reward_model_path])
     tokenizer = load_tokenizer(args.sft_model_path)
     policy = policy_with_reference(args.sft_model_path, config)
-    scorer = load_scorer(args.reward_model_path, aggregate=config.reward_aggregate)
+    scorer, _ = judges(config, args.reward_model_path, args.device)
     train, validation, _ = splits(config)
 
     trainer = OpenerPPOTrainer(config, args, run, tokenizer, policy, scorer, train, validation)
@@ -185,10 +185,8 @@ def distribution(spec: dict) -> BaseDistribution:
     """optuna's word for a range."""
     if "values" in spec:
         return CategoricalDistribution(spec["values"])
-    if "distribution" in spec:
-        return FloatDistribution(spec["min"], spec["max"], log=True)
     whole = isinstance(spec["min"], int) and isinstance(spec["max"], int)
-    return (IntDistribution if whole else FloatDistribution)(spec["min"], spec["max"])
+    return (IntDistribution if whole else FloatDistribution)(spec["min"], spec["max"], log="distribution" in spec)
 
 
 def proposed(config: SweepConfig, told: list, space: dict[str, BaseDistribution], number: int) -> dict:

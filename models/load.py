@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from models.pair import ARCHITECTURES, PairClassifier
-from models.scorer import TEXT_WEIGHTS, LengthScorer, Scorer
+from models.scorer import DTYPES, TEXT_WEIGHTS, LengthScorer, Scorer
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -139,6 +139,8 @@ def load_scorer(
     A model without scorer.json is read with preset `text`, its labels weighted by their names, lower-cased; ValueError
     names a label that preset does not know. An adapter is merged into its encoder: the same scores, fewer products.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, not one of {DTYPES}")
     if name == "length":
         return LengthScorer()
     path = resolve(str(name))

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRESETS = ("reaction", "text")
 AGGREGATES = ("mean", "pessimistic", "min")
-_SETTING = Lock()  # of a tokenizer: no two threads may do so at once
 DTYPES = ("auto", "float32", "bfloat16")
+_SETTING = Lock()  # of a tokenizer: no two threads may do so at once
 
 #: Preset `text`: the emotions of plain emotion classifiers, by the names they give them.
 TEXT_WEIGHTS = {

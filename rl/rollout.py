@@ -172,7 +172,11 @@ class MergedCopy:
         # Copy without the adapters: put each base layer in the adapter's place, copy, put the adapters back.
         for name, module in layers:
             base.set_submodule(name, unquantized(module.base_layer, base.dtype))
-        self.model = copy.deepcopy(base).to(dtype or base.dtype).requires_grad_(False).eval()
+        self.model = copy.deepcopy(base).requires_grad_(False).eval()
+        if (
+            dtype and base.dtype == torch.float32
+        ):  # a quantized one is in its own precision already, and refuses another
+            self.model.to(dtype)
         for name, module in layers:
             base.set_submodule(name, module)
         self.layers = [(module, self.model.get_submodule(name)) for name, module in layers]

@@ -69,8 +69,8 @@ def make_evaluator(
         response_length=response_length,
         end_token_id=tokenizer.eos_token_id,
         missing_eos_penalty=config.missing_eos_penalty,
-        batch_size=64,
-        forward_batch_size=batch_size,
+        batch_size=batch_size,
+        forward_batch_size=min(batch_size, 16),  # more rows at once are more padding
     )
 
 

@@ -16,8 +16,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 #: One colour an arm in all figures.
 COLOURS = {arm: f"C{i}" for i, arm in enumerate((*TRAINED, "sft", "base", "human", "best-of-n"))}
+#: Evaluations on validation scenes, which every arm logs under these names, and their titles.
 CURVES = {
-    "eval/score": "proxy",
+    "eval/score": "its own reward",
     "eval/gold": "gold",
     "eval/kl": "KL to SFT, nats",
     "eval/tokens": "tokens",

@@ -168,7 +168,7 @@ def data_uri(path: Path) -> str | None:
 
 
 def in_words(curves: dict[str, list[list[dict]]]) -> dict[str, str]:
-    """What seeds.png shows, arm by arm: "proxy 0.10 to 0.40, KL to SFT, nats 0.00 to 2.10", means over seeds."""
+    """What seeds.png shows, arm by arm: "its own reward 0.10 to 0.40, KL to SFT, nats 0.00 to 2.10", means over seeds."""
     said = {}
     for arm, runs in curves.items():
         keys = [key for key in CURVES if runs and all(run and key in run[0] and key in run[-1] for run in runs)]

@@ -52,7 +52,9 @@ def talked(config: "CompareConfig", gold: str, scenes: list[Scene], who: list[Sp
         friend.instruction = INSTRUCTIONS[config.instruction]
         arm = simulate.Arm(speaker.arm, speaker.model, speaker.arm == MOOD, BEST_OF.get(speaker.arm, 1))
         noise = 100 * config.seed + speaker.seed  # else all seeds of an arm would err in the same way
-        said = simulate.converse(arm, friend, person, scenes, config.talk_samples, config.talk_turns, noise, proxy)
+        said = simulate.converse(
+            arm, friend, person, scenes, config.talk_samples, config.talk_turns, noise, proxy, emotions
+        )
         told = {"seed": speaker.seed, "run_id": speaker.id, "key": keys[speaker.arm, speaker.seed]}
         found += [{"scene": row.pop("scene_id"), **row, **told} for row in simulate.read(said, judge, emotions)]
         write(path, found)

@@ -53,9 +53,10 @@ def compared(found: "Comparison") -> list[str]:
     judges = [config.reward_model_path]
     if any(row.get("gold") is not None for row in found.rows):
         judges.append(config.gold_model_path)
-    arms = [arm for arm in TRAINED if arm in config.arms]
-    runs = [f"{config.runs_dir}/{arm}-s{seed}" for arm in arms for seed in config.seeds]
-    named = (config.sft_model_path, *judges)  # runs, or models that ship
+    trained = sorted({(row["arm"], row["seed"]) for row in found.rows if row["arm"] in TRAINED})
+    runs = [f"{config.runs_dir}/{arm}-s{seed}" for arm, seed in trained]
+    talked = [config.person_model_path, config.emotion_model_path] if found.talks else []
+    named = (config.sft_model_path, *judges, *talked)  # runs, or models that ship
     return [name if (Path(name) / "lineage.json").exists() else resolve(name) for name in named] + runs
 
 

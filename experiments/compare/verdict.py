@@ -4,6 +4,7 @@
 were measured. An interval that holds 0 is no proof of equality, and is not called one.
 """
 
+import math
 from collections.abc import Sequence
 
 from experiments.compare.arms import BEST_OF, MOOD, OWN_REWARD, TITLES
@@ -128,7 +129,8 @@ def in_talks(values: dict[str, Estimate]) -> list[str]:
 
 
 def by_judge(values: dict[str, Estimate]) -> list[str]:
-    if not (e := values.get("win_rate")):
+    e = values.get("win_rate")
+    if e is None or not math.isfinite(e.value):  # not asked, or no answer was valid
         return []
     interval = f"{e.value:.0%} [{e.low:.0%}, {e.high:.0%}]"
     if e.low <= 0.5 <= e.high:
@@ -169,10 +171,14 @@ def cautions(table: Table, arms: list[str], has_gold: bool) -> list[str]:
     said = []
     if not has_gold:
         said.append("There is no gold model: whether any gain is more than the proxy's own taste was not measured.")
-    few = sorted({table[arm]["proxy_gain"].seeds for arm in arms if seeds_matter(arm)})
-    if few and few[0] < 5:
-        count = "one training seed" if few[0] == 1 else f"{few[0]} training seeds"
-        said.append(f"With {count} an interval knows little of what other seeds would give.")
+    seeds = {arm: table[arm]["proxy_gain"].seeds for arm in arms if seeds_matter(arm)}
+    for few in sorted({count for count in seeds.values() if count < 5}):
+        count = "one training seed" if few == 1 else f"{few} training seeds"
+        whose = ", ".join(TITLES[arm] for arm in seeds if seeds[arm] == few)
+        said.append(
+            f"With {count} ({whose}) an interval knows little of what other seeds would give: it holds less often than "
+            "95 % says where seeds differ much."
+        )
     if len(arms) > 1:
         said.append(f"{len(arms)} arms were compared, each at 95 %: one in twenty such intervals misses by chance.")
     return ["\n".join(f"- {line}" for line in said)] if said else []
