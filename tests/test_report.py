@@ -225,7 +225,7 @@ def test_it_says_what_it_is_before_the_table(new_page):
     for name in ("Date", "Commit", "Hardware", "Training seeds"):
         assert page.locator("dt", has_text=name).bounding_box()["y"] < table
     assert page.locator(".glance dd").first.inner_text().startswith("+0.25")  # gold
-    assert page.get_by_text("PPO: proxy 0.00 to 0.20; KL to SFT, nats 0.00 to 1.00").is_visible()
+    assert page.get_by_text("PPO: its own reward 0.00 to 0.20; KL to SFT, nats 0.00 to 1.00").is_visible()
     for image in page.locator("figure img").all():
         assert image.evaluate("e => e.naturalWidth") == 90 and len(image.get_attribute("alt")) > 50
 
