@@ -158,7 +158,7 @@ def test_the_threshold_arm_is_told_to_comfort_whom_it_heard_sad(friend, person, 
     real = friend.next
     monkeypatch.setattr(friend, "next", lambda t, i, k, s: given.append(list(i)) or real(t, i, k, s))
     monkeypatch.setattr(person, "next", lambda t, i, k, s: ["oh no"] * len(t))
-    rows = converse(Arm("a", "x", use_mood=True), friend, person, SCENES, turns=2, proxy=Likes())
+    rows = converse(Arm("a", "x", use_mood=True), friend, person, SCENES, turns=2, emotions=Likes())
     assert [r["moods"] for r in rows] == [["general", "comfort"]] * 3
     assert given[0] == [friend.instruction] * 3
     assert all("comfort them" in text and text.startswith(friend.instruction) for text in given[1])
