@@ -92,6 +92,7 @@ def in_a_child(work) -> int:
 # ------------------------------------------------------------------------------------------ on PPO itself
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's threads cannot be forked")
 def test_a_killed_sweep_goes_on_as_if_it_had_not_been(config, tmp_path, monkeypatch, capsys):
     """Of three trials the second is killed between two updates; the third has a learning rate at which the loss is nan."""
