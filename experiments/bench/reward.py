@@ -8,8 +8,8 @@ FLOPs reach, the peak in the scorer's own number format:
 
     FLOPs of a text of T tokens = L (2 T (4 H^2 + 2 H F) + 4 T^2 H), L layers, width H, feed-forward F (no padding counted).
 
-Prints, last, one line of JSON: texts_per_s, stock_texts_per_s, ratio, ratio_std, largest_logit_difference,
-largest_score_difference (to our scores in float32), score_std (of these), one_opener_ms, peak_mb_above_loading,
+Prints, last, one line of JSON: texts_per_s, stock_texts_per_s, ratio, ratio_std, largest_logit_difference (ours in
+float32), largest_score_difference (to these scores), score_std (of these), one_opener_ms, peak_mb_above_loading,
 stock_peak_mb_above_loading, memory_ratio, matmul_peak_gflops, share_of_peak and ms_per_1000_texts_of_<n>_words.
 About five minutes on two cores.
 """
@@ -46,8 +46,9 @@ def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int |
         ours_s.append(timed(lambda: scorer.score(rows)))
         stock_s.append(timed(lambda: score_stock(stock, rows, scorer)))
     ratios = [b / a for a, b in zip(ours_s, stock_s, strict=True)]
-    difference = scorer.logits(rows).flatten(1) - score_stock(stock, rows, scorer)
-    scores, exact = scorer.score(rows)[0], load_scorer(name).score(rows)[0]
+    exact = load_scorer(name)
+    difference = exact.logits(rows).flatten(1) - score_stock(stock, rows, scorer)
+    scores, exact_scores = scorer.score(rows)[0], exact.score(rows)[0]
 
     one = [timed(lambda row=row: scorer.score([row])) for row in rows[:50]]
     peak = matmul_peak(next(scorer.model.parameters()).dtype)
@@ -58,8 +59,8 @@ def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int |
         "ratio": mean(ratios),
         "ratio_std": spread(ratios),
         "largest_logit_difference": difference.abs().max().item(),
-        "largest_score_difference": (scores - exact).abs().max().item(),
-        "score_std": exact.std().item(),
+        "largest_score_difference": (scores - exact_scores).abs().max().item(),
+        "score_std": exact_scores.std().item(),
         "one_opener_ms": 1000 * mean(one),
         "peak_mb_above_loading": memory["ours"],
         "stock_peak_mb_above_loading": memory["stock"],
