@@ -33,6 +33,8 @@ from experiments.compare.verdict import verdict  # noqa: E402
 from experiments.screenshot import chromium  # noqa: E402
 from tests.test_page import CONTRAST  # noqa: E402
 
+pytestmark = pytest.mark.slow  # as tests/test_page.py: a browser is slow to come
+
 SECONDS = 60  # that a step may take before the test fails: a busy machine fails none
 ARMS = ["base", "sft", MOOD, "best-of-2", "ppo", "human"]
 MARKUP = "<script>document.title = 'taken'</script><img src=\"http://outside.example/x.png\" onerror=alert(1)> & you?"
