@@ -62,7 +62,7 @@ def url(feedback_file):
             yield piece
             await asyncio.sleep(Pace.seconds)
 
-    with pytest.MonkeyPatch.context() as patch, Engine(MODELS) as engine:
+    with pytest.MonkeyPatch.context() as patch, Engine(MODELS, dtype="float32") as engine:
         patch.setattr(server, "in_time", slowly)
         with serving(server.make_app(load_friend(engine), feedback_file=str(feedback_file))) as address:
             yield address
