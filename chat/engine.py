@@ -35,7 +35,7 @@ from models.load import (
     resolve,
     with_adapter,
 )
-from models.sampling import draw, prompt_ids, uniform
+from models.sampling import draw, each_once, prompt_ids, uniform
 
 ROLES = ("system", "user", "assistant")
 STEPS_A_TURN = 4  # of one adapter, while others wait: enough to make the switch (1.5 ms) cheap
@@ -372,8 +372,7 @@ class Batch:
     def _join(self, new: list[Row]) -> None:
         """Reads the prompts of new rows (equal ones once), draws their first tokens, and takes in those that go on."""
         others, self.rows = self.rows, self.rows + new
-        prompts = list(dict.fromkeys(tuple(row.prompt) for row in new))
-        place = [prompts.index(tuple(row.prompt)) for row in new]
+        prompts, place = each_once([row.prompt for row in new])
         P = max(map(len, prompts))
         P += -P % 16  # few shapes: the kernels of each are kept in memory
         device = self.model.device
@@ -381,7 +380,8 @@ class Batch:
         mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)
         cache = DynamicCache()
         logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
-        cache.batch_select_indices(torch.tensor(place, device=device))
+        place = place.to(device)
+        cache.batch_select_indices(place)
         mask = mask[place]
 
         if others:

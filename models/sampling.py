@@ -57,9 +57,8 @@ def sample(
         )
     B, P = len(prompts), int(lengths.max())
     keys = np.arange(B) if keys is None else np.asarray(keys)
-    different = list(dict.fromkeys(map(tuple, prompts)))  # a prompt of several samples is read once
-    row_of = {prompt: row for row, prompt in enumerate(different)}
-    of_B = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=device)
+    different, of_B = each_once(prompts)  # a prompt of several samples is read once
+    of_B = of_B.to(device)
     ids = torch.full((len(different), P), pad_token_id, device=device)
     mask = torch.zeros((len(different), P), dtype=torch.long, device=device)
     for row, prompt in enumerate(different):
@@ -114,6 +113,12 @@ def say(
 def prompt_ids(tokenizer, chat: list[dict[str, str]]) -> list[int]:
     """Token ids of a chat, up to and with the mark that opens the model's turn."""
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def each_once(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    """The different prompts, in order of their first coming, and of_B: which of them each of the B is."""
+    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    return list(row_of), torch.tensor([row_of[tuple(prompt)] for prompt in prompts])
 
 
 def draw(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:

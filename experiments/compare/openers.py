@@ -33,7 +33,7 @@ from experiments.compare.arms import Speaker
 from experiments.compare.texts import names_profile, profane
 from experiments.run import weights_hash
 from models.load import base_of, load_policy, load_scorer, load_tokenizer, resolve
-from models.sampling import Samples, decode, prompt_ids, sample
+from models.sampling import Samples, decode, each_once, prompt_ids, sample
 from reward.probes import load_probes
 from rl.evaluate import check_lengths, opener_prompt, opinions, training_texts
 from rl.metrics import copies
@@ -188,8 +188,8 @@ class Measured:
     @torch.inference_mode()
     def nats(self, model, prompts: list[list[int]], samples: Samples, temperature: float) -> torch.Tensor:
         """-log p [B] of whole openers at a temperature, on the CPU. A prompt of several openers is read once."""
-        different = list(dict.fromkeys(map(tuple, prompts)))
-        of_B = torch.tensor([different.index(tuple(prompt)) for prompt in prompts], device=self.device)
+        different, of_B = each_once(prompts)
+        of_B = of_B.to(self.device)
         ids, mask = (part.to(self.device) for part in left_pad(different, self.tokenizer.pad_token_id))
         cache = DynamicCache(config=model.config)
         reading = {"past_key_values": cache, "use_cache": True}
