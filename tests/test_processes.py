@@ -108,12 +108,12 @@ train.main(*parse_config(trainer.OpenerConfig, PPOConfig))
 
 
 def replay(processes: int, directory: Path, friend: str, scorer: str, leave: int = 0) -> None:
-    """Three updates with 16 episodes each, as experiments/tiny/ppo.yaml has it but for sizes."""
+    """Three updates with 16 episodes each, as experiments/tiny/ppo.yaml has it but for sizes and in float32."""
     overrides = {
         "run_dir": directory, "sft_model_path": friend, "reward_model_path": scorer, "max_scenes": 20,
         "total_episodes": 48, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_mini_batches": 2,
         "response_length": 6, "test_samples": 1, "save_steps": 1, "eval_steps": 100, "learning_rate": 1e-3,
-        "adam_epsilon": 1e-5,
+        "adam_epsilon": 1e-5, "bf16": False, "reward_dtype": "float32",
     }  # fmt: skip
     flags = [str(text) for key, value in overrides.items() for text in (f"--{key}", value)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
