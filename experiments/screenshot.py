@@ -3,7 +3,7 @@
     apt-get install chromium fonts-inter && pip install playwright==1.55.0
     python -m experiments.screenshot            # -> experiments/figures/page.png, terminal.svg
 
-`serving` and `chromium` are the tests' (tests/test_page.py) too.
+`serving` and `chromium` are the tests' (tests/browser.py, tests/test_page.py) too.
 """
 
 import io

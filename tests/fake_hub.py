@@ -13,53 +13,28 @@ a commit that names an LFS object which was never sent is refused. Not there: Xe
 import base64
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.loopback import Loopback
 
 
-class FakeHub:
+class FakeHub(Loopback):
     """requests: (method, path) in order. repos: name -> {file: content} after its last commit. fail: path -> status."""
 
     token = "hf_of-the-tests-alone"
     user = "ada"
 
     def __init__(self):
+        super().__init__()
         self.requests: list[tuple[str, str]] = []
         self.repos: dict[str, dict[str, bytes]] = {}
         self.messages: list[str] = []
         self.private: dict[str, bool] = {}
         self.objects: dict[str, bytes] = {}
         self.fail: dict[str, int] = {}
-        hub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def handle_any(self):
-                size = int(self.headers.get("Content-Length") or 0)
-                status, answer = hub.answer(self.command, self.path, self.headers, self.rfile.read(size))
-                body = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                if status >= 400:
-                    self.send_header("X-Error-Message", answer["error"])
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = do_PUT = handle_any
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self) -> "FakeHub":
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
+    def reply(self, method: str, path: str, headers, body: bytes) -> tuple[int, dict[str, str], dict]:
+        status, answer = self.answer(method, path, headers, body)
+        return status, {"X-Error-Message": answer["error"]} if status >= 400 else {}, answer
 
     def answer(self, method: str, path: str, headers, body: bytes) -> tuple[int, dict]:
         path = path.split("?")[0]

@@ -12,12 +12,13 @@ import json
 import re
 import threading
 from collections import defaultdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.loopback import Loopback
 
 ENTITY = "people"
 
 
-class FakeWandb:
+class FakeWandb(Loopback):
     """runs: id -> what was said of it (upsertBucket's variables). history, summary: id -> rows, last summary. files: path
     -> bytes. artifacts: name -> {"type", "run", "digest", "metadata", "state"}. used: (run, artifact) of each edge. views:
     id -> view. operations: names in order."""
@@ -25,44 +26,18 @@ class FakeWandb:
     key = "local-" + "0123456789abcdef" * 2 + "01234567"
 
     def __init__(self):
+        super().__init__()
         self.runs, self.history, self.summary = {}, defaultdict(list), {}
         self.files, self.artifacts, self.used, self.views = {}, {}, [], {}
         self.operations, self.unknown = [], []
         self._lock = threading.RLock()
-        fake = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def reply(self, method: str, path: str, headers, body: bytes) -> tuple[int, dict[str, str], dict]:
+        with self._lock:
+            status, answer = self.answer(path, headers, body)
+        return status, {}, answer
 
-            def answer(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                with fake._lock:
-                    status, answer = fake.reply(self.command, self.path, self.headers, body)
-                data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = answer
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self) -> "FakeWandb":
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-    def reply(self, method: str, path: str, headers, body: bytes) -> tuple[int, object]:
+    def answer(self, path: str, headers, body: bytes) -> tuple[int, dict]:
         path = path.split("?")[0]
         if path.startswith("/storage/"):  # a signed address: no key
             self.files[path.removeprefix("/storage/")] = body

@@ -590,6 +590,7 @@ def kept(counts, source: str) -> list[int]:
     return [next(c.kept for c in counts if (c.source, c.split) == (source, split)) for split in SPLITS]
 
 
+@pytest.mark.slow
 def test_original_counts(real):
     """DailyDialog's are the original recipe's own; it kept 7,490 / 1,160 / 1,098 of the hub's EmpatheticDialogues."""
     splits, counts = mixture("original", ("empathetic", "daily"))

@@ -5,28 +5,19 @@ inline) and that no other host was asked. Not covered: other browsers, and what 
 """
 
 import asyncio
+import contextlib
 import json
-import os
 import re
-import shutil
 
 import pytest
 
-INSTALL = "apt-get install chromium && pip install playwright==1.55.0"
-missing = None if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) else "chromium"
-try:
-    from playwright.sync_api import Page, expect
-except ImportError:
-    missing = "playwright"
-if missing and os.environ.get("REQUIRE_CHROMIUM"):
-    raise RuntimeError(f"{missing} is missing: {INSTALL}")
-if missing:
-    pytest.skip(f"{missing} is missing: {INSTALL}", allow_module_level=True)
+from tests.browser import CONTRAST, PHONE, expect, watched  # first: it skips this module where there is no browser
 
-from chat import server  # noqa: E402
-from chat.engine import Engine  # noqa: E402
-from chat.friend import load_friend  # noqa: E402
-from experiments.screenshot import chromium, serving  # noqa: E402
+# isort: split
+from chat import server
+from chat.engine import Engine
+from chat.friend import load_friend
+from experiments.screenshot import chromium, serving
 
 MODELS = ["friend-sft", "friend-ppo"]
 CONTROLS = {
@@ -40,8 +31,6 @@ CONTROLS = {
     "region",
     "DisclosureTriangle",
 }
-SECONDS = 60  # that a step may take before the test fails: a busy machine fails none
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 860}
 
 
 class Pace:
@@ -70,7 +59,6 @@ def url(feedback_file):
 
 @pytest.fixture(scope="module")
 def browser():
-    expect.set_options(timeout=SECONDS * 1000)
     with chromium() as browser:
         yield browser
 
@@ -79,25 +67,14 @@ def browser():
 def new_page(browser, url, monkeypatch):
     """Opens the page: new_page(viewport=..., color_scheme=..., expected=r"errors that the test provokes")."""
     monkeypatch.setattr(Pace, "seconds", 0.0)
-    opened = []
 
-    def make(expected: str = "$^", viewport: dict = DESK, **options) -> Page:
-        context = browser.new_context(viewport=viewport, **options)
-        context.set_default_timeout(SECONDS * 1000)
-        page = context.new_page()
-        wrong = []
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith(url) else None)
-        opened.append((page, wrong, expected))
-        page.goto(url)
+    def make(**options):
+        page = pages.enter_context(watched(browser, url, **options))
         expect(page.locator("#open")).to_be_enabled()
         return page
 
-    yield make
-    for page, wrong, expected in opened:
-        page.context.close()
-        assert [line for line in wrong if not re.search(expected, line)] == []
+    with contextlib.ExitStack() as pages:
+        yield make
 
 
 def show_openers(page, facts="keeps bees\nis a nurse in Leeds", greeting="", n=1, seed=1):
@@ -481,27 +458,6 @@ def test_contrast(new_page, scheme):
     page.locator("#greeting").fill("")
     page.locator("#open").click()  # shows the error too
     assert page.evaluate(CONTRAST) == []
-
-
-#: Texts below 4.5:1 against the nearest background behind them (WCAG 1.4.3), and borders of fields below 3:1 (1.4.11).
-CONTRAST = """() => {
-  const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, part, i) => sum + part * linear(c[i] / 255), 0);
-  const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
-  const ground = (e) => rgb(getComputedStyle(e).backgroundColor);
-  const behind = (e) => (ground(e)[3] === 0 ? behind(e.parentElement) : ground(e));
-  const wrong = [];
-  for (const e of document.body.querySelectorAll("*")) {
-    if (!e.checkVisibility() || e.closest(".unseen, .skip, template, svg")) continue;
-    const style = getComputedStyle(e);
-    const isField = e.matches("input:not([type=checkbox]), textarea, select");
-    const says = isField || [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    if (says && !e.disabled && ratio(rgb(style.color), behind(e)) < 4.5) wrong.push(e.outerHTML.slice(0, 90));
-    if (isField && ratio(rgb(style.borderTopColor), behind(e.parentElement)) < 3) wrong.push("border of " + e.id);
-  }
-  return wrong;
-}"""
 
 
 @pytest.mark.slow

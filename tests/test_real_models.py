@@ -98,6 +98,7 @@ def parsed(monkeypatch, recipe: str, *types: type, **overrides):
     return parse_config(*types)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BASES)
 def test_a_tiny_model_goes_through_all_stages(name, bases, encoders, corpora, tmp_path, monkeypatch):
     where = {stage: tmp_path / f"{stage}-s1" for stage in ("sft", "reward", "ppo")}

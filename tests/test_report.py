@@ -4,38 +4,27 @@ Every test ends by asserting that nothing was logged as an error and that nobody
 Not covered: other browsers, what a screen reader makes of the names, and that the figures show what they say.
 """
 
-import os
+import contextlib
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
-INSTALL = "apt-get install chromium && pip install playwright==1.55.0"
-missing = None if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) else "chromium"
-try:
-    from playwright.sync_api import expect
-except ImportError:
-    missing = "playwright"
-if missing and os.environ.get("REQUIRE_CHROMIUM"):
-    raise RuntimeError(f"{missing} is missing: {INSTALL}")
-if missing:
-    pytest.skip(f"{missing} is missing: {INSTALL}", allow_module_level=True)
+from tests.browser import CONTRAST, expect, watched  # first: it skips this module where there is no browser
 
-from data.scenes import Scene  # noqa: E402
-from experiments.compare import __main__ as compare  # noqa: E402
-from experiments.compare import report  # noqa: E402
-from experiments.compare.arms import MOOD  # noqa: E402
-from experiments.compare.figures import plt  # noqa: E402
-from experiments.compare.table import tabulate  # noqa: E402
-from experiments.compare.verdict import verdict  # noqa: E402
-from experiments.screenshot import chromium  # noqa: E402
-from tests.test_page import CONTRAST  # noqa: E402
+# isort: split
+from data.scenes import Scene
+from experiments.compare import __main__ as compare
+from experiments.compare import report
+from experiments.compare.arms import MOOD
+from experiments.compare.figures import plt
+from experiments.compare.table import tabulate
+from experiments.compare.verdict import verdict
+from experiments.screenshot import chromium
 
 pytestmark = pytest.mark.slow  # as tests/test_page.py: a browser is slow to come
 
-SECONDS = 60  # that a step may take before the test fails: a busy machine fails none
 ARMS = ["base", "sft", MOOD, "best-of-2", "ppo", "human"]
 MARKUP = "<script>document.title = 'taken'</script><img src=\"http://outside.example/x.png\" onerror=alert(1)> & you?"
 SCENES = [
@@ -104,33 +93,19 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    expect.set_options(timeout=SECONDS * 1000)
     with chromium() as browser:
         yield browser
 
 
 @pytest.fixture
 def new_page(browser, directory):
-    opened = []
-
     def make(**options):
-        context = browser.new_context(offline=True, **options)
-        context.set_default_timeout(SECONDS * 1000)
-        page, wrong = context.new_page(), []
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: (wrong.append("a dialog"), dialog.dismiss()))
-        page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("data:", url)) else None)
-        opened.append((context, wrong))
-        page.goto(url)
+        page = pages.enter_context(watched(browser, (directory / "report.html").as_uri(), offline=True, **options))
         expect(page.locator("#controls")).to_be_visible()
         return page
 
-    url = (directory / "report.html").as_uri()
-    yield make
-    for context, wrong in opened:
-        context.close()
-        assert wrong == []
+    with contextlib.ExitStack() as pages:
+        yield make
 
 
 def arms(page):
