@@ -29,13 +29,10 @@ from rl.rollout import (
     POLICY,
     REFERENCE,
     MergedCopy,
-    by_length,
     left_pad,
-    policy_inputs,
     reading,
-    response_log_p,
-    trimmed,
 )
+from rl.tree import prefix_trees
 
 
 @dataclass
@@ -217,15 +214,13 @@ class Evaluator:
             part.to(samples.mask_BT.device) for part in left_pad(self._prompts(scenes), self.tokenizer.pad_token_id)
         )
         kl_B = torch.zeros(len(scenes), device=mask.device)
-        for index in by_length(mask, samples.mask_BT, self.forward_batch_size):
-            whole = ids, mask, samples.response_BT, samples.mask_BT
-            query, query_mask, response, response_mask = trimmed(*(part[index] for part in whole))
-            inputs, logp = policy_inputs(query, query_mask, response, response_mask), {}
+        for index in torch.arange(len(scenes)).split(self.forward_batch_size):
+            batch = ids[index], mask[index], samples.response_BT[index], samples.mask_BT[index]
+            trees, logp = prefix_trees(*batch, self.policy.config._attn_implementation), {}
             for name in (adapter, REFERENCE):
                 with reading(self.policy, name), self.autocast():
-                    log_p = response_log_p(self.policy, inputs, response.shape[1], self.temperature)
-                logp[name] = log_p.gather(-1, response[..., None]).squeeze(-1)
-            kl_B[index] = ((logp[adapter] - logp[REFERENCE]) * response_mask).sum(1)
+                    logp[name] = trees.response_log_p(trees.read(self.policy, self.temperature)[0])
+            kl_B[index] = (logp[adapter] - logp[REFERENCE]).sum(1)
         return kl_B
 
     def validate(self, scenes: list[Scene], seed: int, step: int) -> dict[str, float]:

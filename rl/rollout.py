@@ -16,6 +16,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from rl import ppo
+from rl.tree import PrefixTrees, prefix_trees
 
 #: The policy's two adapters, by the names that trl's GRPO and DPO give them.
 POLICY, REFERENCE = "default", "ref"
@@ -37,15 +38,8 @@ class Rollout:
     values_BT: torch.Tensor
 
     def rows(self, index: torch.Tensor) -> "Rollout":
-        """Some rows, without the columns that are all padding in them."""
-        part = Rollout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-        part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT = trimmed(
-            part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT
-        )
-        T = part.mask_BT.shape[1]
-        for name in ("logp_BT", "ref_logp_BT", "values_BT"):
-            setattr(part, name, getattr(part, name)[:, :T])
-        return part
+        """Some rows."""
+        return Rollout(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
 
 class PolicyWithValueHead(nn.Module):
@@ -58,11 +52,6 @@ class PolicyWithValueHead(nn.Module):
         super().__init__()
         self.policy, self.value_model = policy, value_model
         self.is_gradient_checkpointing = policy.is_gradient_checkpointing
-        self._hidden = None
-        policy.get_base_model().base_model.register_forward_hook(self._keep_hidden)
-
-    def _keep_hidden(self, module, inputs, output):
-        self._hidden = output.last_hidden_state
 
     def gradient_checkpointing_enable(self, **kwargs):
         self.policy.gradient_checkpointing_enable(**kwargs)
@@ -78,51 +67,19 @@ class PolicyWithValueHead(nn.Module):
         mask_BT: torch.Tensor,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """log-probabilities, entropies (of the distribution at `temperature`) and values of the response, each [B, T].
-
-        Logits are computed for the response's positions alone.
-        """
-        T = response_BT.shape[1]
-        inputs = policy_inputs(query_BP, query_mask_BP, response_BT, mask_BT)
-        log_p = response_log_p(self.policy, inputs, T, temperature)
-        hidden, self._hidden = self._hidden, None
-        logp_BT = log_p.gather(-1, response_BT[..., None]).squeeze(-1)
+        """log-probabilities, entropies (of the distribution at `temperature`) and values of the response, each [B, T], 0 off
+        the mask."""
+        trees = prefix_trees(query_BP, query_mask_BP, response_BT, mask_BT, self.policy.config._attn_implementation)
+        log_p_NV, states_NH = trees.read(self.policy, temperature)
         with torch.no_grad():
-            entropy_BT = ppo.entropy(log_p)
-        return logp_BT, entropy_BT, self.value_model(hidden, inputs, T).float()
-
-
-def by_length(query_mask_BP: torch.Tensor, mask_BT: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
-    """Row numbers, `size` at a time, those of like length together: then little of each part is padding."""
-    return (query_mask_BP.sum(1) + mask_BT.sum(1)).argsort(stable=True).split(size)
-
-
-def trimmed(query_BP, query_mask_BP, response_BT, mask_BT) -> tuple[torch.Tensor, ...]:
-    """The same, less the columns that are all padding."""
-    P, T = int(query_mask_BP.sum(1).max()), int(mask_BT.sum(1).max())
-    return query_BP[:, -P:], query_mask_BP[:, -P:], response_BT[:, :T], mask_BT[:, :T]
-
-
-def policy_inputs(query_BP, query_mask_BP, response_BT, mask_BT) -> dict[str, torch.Tensor]:
-    """What a causal LM is given to read prompts and their responses [B, P + T]."""
-    mask = torch.cat([query_mask_BP, mask_BT.long()], 1)
-    return {
-        "input_ids": torch.cat([query_BP, response_BT], 1),
-        "attention_mask": mask,
-        "position_ids": positions(mask),
-        "use_cache": False,
-    }
+            entropy_N = ppo.entropy(log_p_NV)
+        values_N = self.value_model(states_NH, trees).float()
+        return trees.response_log_p(log_p_NV), trees.rows(entropy_N), trees.rows(values_N)
 
 
 def positions(mask_BT: torch.Tensor) -> torch.Tensor:
     """Places counted from the first real token, 0 on the padding before it."""
     return (mask_BT.cumsum(1) - 1).clamp(min=0)
-
-
-def response_log_p(policy: nn.Module, inputs: dict[str, torch.Tensor], T: int, temperature: float) -> torch.Tensor:
-    """Log-probabilities [B, T, V] of what can stand in the last T places; logits are computed for these alone."""
-    logits = policy(**inputs, logits_to_keep=T + 1).logits[:, :-1]
-    return torch.log_softmax(logits.float() / temperature, -1)
 
 
 @contextlib.contextmanager
@@ -145,13 +102,13 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, policy_hidden: torch.Tensor, inputs: dict[str, torch.Tensor], T: int) -> torch.Tensor:
-        """Values [B, T] of the states before the last T tokens of `inputs`.
+    def forward(self, states_NH: torch.Tensor, trees: PrefixTrees) -> torch.Tensor:
+        """Values [N] of the policy's states before the responses' tokens.
 
         On the policy's trunk the head learns from features that are the policy's to change, so no gradient flows back.
         """
-        hidden = policy_hidden.detach() if self.trunk is None else self.trunk(**inputs).last_hidden_state
-        return self.linear(hidden[:, -T - 1 : -1].to(self.linear.weight.dtype)).squeeze(-1)
+        states_NH = states_NH.detach() if self.trunk is None else trees.states(self.trunk(**trees.inputs))
+        return self.linear(states_NH.to(self.linear.weight.dtype)).squeeze(-1)
 
 
 def value_trunk(policy: PeftModel, adapter: str) -> nn.Module:
@@ -200,22 +157,28 @@ def unquantized(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
     return plain  # merge() writes the weights
 
 
-def scene_rows(update: int, batch_size: int, num_scenes: int, seed: int) -> np.ndarray:
-    """The scenes of an update: the next `batch_size` of an endless row of shuffled passes over all scenes.
+def scene_rows(update: int, batch_size: int, num_scenes: int, seed: int, num_generations: int = 1) -> np.ndarray:
+    """The scene of each opener of an update: of an endless row of shuffled passes over all scenes the next ones, each
+    `num_generations` times in a row.
 
     A function of its arguments, so that a resumed run needs no state, and a batch may be larger than the dataset.
     """
+    batch_size //= num_generations
     first = update * batch_size
     passes = range(first // num_scenes, (first + batch_size - 1) // num_scenes + 1)
     order = np.concatenate([np.random.default_rng([seed, p]).permutation(num_scenes) for p in passes])
     start = first - passes[0] * num_scenes
-    return order[start : start + batch_size]
+    return order[start : start + batch_size].repeat(num_generations)
 
 
-def minibatches(update: int, batch_size: int, epochs: int, per_epoch: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of each minibatch of an update, each epoch's in another order: epochs x per_epoch of them."""
+def minibatches(
+    update: int, batch_size: int, epochs: int, per_epoch: int, seed: int, num_generations: int = 1
+) -> Iterator[np.ndarray]:
+    """Rows of each minibatch of an update, each epoch's in another order: epochs x per_epoch of them. The `num_generations`
+    openers of a scene stay together."""
     for epoch in range(epochs):
-        order = np.random.default_rng([seed, update, epoch]).permutation(batch_size)
+        scenes = np.random.default_rng([seed, update, epoch]).permutation(batch_size // num_generations)
+        order = (scenes[:, None] * num_generations + np.arange(num_generations)).ravel()
         yield from np.split(order, per_epoch)
 
 

@@ -37,6 +37,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
@@ -56,7 +57,6 @@ from rl.rollout import (
     PolicyWithValueHead,
     Rollout,
     ValueHead,
-    by_length,
     left_pad,
     minibatches,
     reading,
@@ -69,6 +69,7 @@ from rl.rollout import (
 class OpenerConfig(SceneConfig):
     """What PPO optimises on which scenes; how it is done stands in trl's PPOConfig."""
 
+    num_generations: int = field(default=1, metadata={"help": "openers a scene in a batch: they share its reading"})
     kl_target: float | None = field(default=None, metadata={"help": "nats a response: adapt kl_coef towards it"})
     kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which kl_coef adapts"})
     max_approx_kl: float | None = field(
@@ -89,7 +90,7 @@ class OpenerConfig(SceneConfig):
         super().__post_init__()
         if self.kl_target is not None and self.kl_target <= 0:
             raise ValueError(f"kl_target is {self.kl_target}: it must be above 0 nats, or null for a fixed kl_coef")
-        self.must_be_positive("kl_horizon", "max_approx_kl", "kl_limit", "score_clip")
+        self.must_be_positive("num_generations", "kl_horizon", "max_approx_kl", "kl_limit", "score_clip")
         if self.separate_value_model and self.quantization:
             raise ValueError(
                 f"separate_value_model trains a trunk in full, which quantization {self.quantization} cannot: drop one"
@@ -124,9 +125,12 @@ class OpenerPPOTrainer(PPOTrainer):
             [*scenes, *val_scenes],
             self.prompts + val_prompts,
         )
-        if args.bf16 and args.device.type == "cpu":
-            use_plain_attention(policy)
-        # Copies come before the value head hooks into the trunk: they would take it along.
+        if args.bf16:
+            for module in policy.modules():  # autocast takes what comes; peft would make it float32 first
+                if isinstance(module, BaseTunerLayer):
+                    module.cast_input_dtype_enabled = False
+            if args.device.type == "cpu":
+                use_plain_attention(policy)
         self.sampler = MergedCopy(policy, torch.bfloat16 if args.bf16 else None)
         trunk = value_trunk(policy, POLICY) if config.separate_value_model else None
         args.model_adapter_name, args.ref_adapter_name = POLICY, REFERENCE
@@ -215,7 +219,7 @@ class OpenerPPOTrainer(PPOTrainer):
         The rollout is of the whole batch on every process: each writes its share, then all are gathered.
         """
         args, clock = self.args, Clock()
-        rows = scene_rows(update, args.batch_size, len(self.scenes), args.seed)
+        rows = scene_rows(update, args.batch_size, len(self.scenes), args.seed, self.config.num_generations)
         keys = update * args.batch_size + np.arange(args.batch_size)
         mine = np.array_split(np.arange(args.batch_size), self.accelerator.num_processes)[
             self.accelerator.process_index
@@ -273,7 +277,8 @@ class OpenerPPOTrainer(PPOTrainer):
         advantages_BT = ppo.whiten(advantages_BT, mask_BT)
 
         steps: list[dict[str, float]] = []
-        for rows in minibatches(update, args.batch_size, args.num_ppo_epochs, args.num_mini_batches, args.seed):
+        of_update = update, args.batch_size, args.num_ppo_epochs, args.num_mini_batches, args.seed
+        for rows in minibatches(*of_update, self.config.num_generations):
             steps.append(self._step(rollout, advantages_BT, returns_BT, rows))
             if self.config.max_approx_kl and steps[-1]["policy/approx_kl"] > self.config.max_approx_kl:
                 break  # this update has gone far enough
@@ -300,9 +305,7 @@ class OpenerPPOTrainer(PPOTrainer):
         """One optimizer step on a minibatch, in micro-batches of per_device_train_batch_size; its mean statistics."""
         args, accelerator, device = self.args, self.accelerator, self.accelerator.device
         tokens = rollout.mask_BT[minibatch].sum()
-        mine = minibatch[accelerator.process_index :: accelerator.num_processes]
-        length = (rollout.query_mask_BP.sum(1) + rollout.mask_BT.sum(1)).cpu().numpy()
-        mine = mine[np.argsort(length[mine], kind="stable")]  # like lengths together: less padding, the same sum
+        mine = np.split(minibatch, accelerator.num_processes)[accelerator.process_index]
         micros = [
             mine[i : i + args.per_device_train_batch_size]
             for i in range(0, len(mine), args.per_device_train_batch_size)
@@ -311,17 +314,15 @@ class OpenerPPOTrainer(PPOTrainer):
         for i, micro in enumerate(micros):
             index = torch.as_tensor(micro, device=device)
             part = rollout.rows(index)
-            mask_BT, T = part.mask_BT.float(), part.mask_BT.shape[1]
+            mask_BT = part.mask_BT.float()
             waits = accelerator.no_sync(self.model) if i + 1 < len(micros) else contextlib.nullcontext()
             with waits:
                 with self.autocast():
                     logp_BT, entropy_BT, values_BT = self.model(
                         part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, args.temperature
                     )
-                pg_BT, pg = ppo.policy_loss(logp_BT, part.logp_BT, advantages_BT[index, :T], mask_BT, args.cliprange)
-                vf_BT, vf = ppo.value_loss(
-                    values_BT, part.values_BT, returns_BT[index, :T], mask_BT, args.cliprange_value
-                )
+                pg_BT, pg = ppo.policy_loss(logp_BT, part.logp_BT, advantages_BT[index], mask_BT, args.cliprange)
+                vf_BT, vf = ppo.value_loss(values_BT, part.values_BT, returns_BT[index], mask_BT, args.cliprange_value)
                 # The minibatch's mean, whatever its cut into micro-batches and processes (DDP averages gradients).
                 loss = (pg_BT.sum() + args.vf_coef * vf_BT.sum()) / tokens * accelerator.num_processes
                 self.run.check_finite(loss.item(), self.optimizer_steps + 1)
@@ -365,18 +366,17 @@ class OpenerPPOTrainer(PPOTrainer):
 
     def _forward_old(self, rollout: Rollout, adapter: str) -> None:
         """Fills in log-probabilities and values, local_rollout_forward_batch_size rows at a time."""
-        wrapper, size = self.accelerator.unwrap_model(self.model), self.args.local_rollout_forward_batch_size
-        for index in by_length(rollout.query_mask_BP, rollout.mask_BT, size):
+        wrapper, args = self.accelerator.unwrap_model(self.model), self.args
+        for index in torch.arange(len(rollout.score_B)).split(args.local_rollout_forward_batch_size):
             part = rollout.rows(index)
-            T = part.mask_BT.shape[1]
             for name, target in ((adapter, rollout.logp_BT), (REFERENCE, rollout.ref_logp_BT)):
                 with reading(self.policy_model, name), self.autocast():
                     logp_BT, _, values_BT = wrapper(
-                        part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, self.args.temperature
+                        part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, args.temperature
                     )
-                target[index, :T] = logp_BT * part.mask_BT
+                target[index] = logp_BT
                 if name == adapter:
-                    rollout.values_BT[index, :T] = values_BT * part.mask_BT
+                    rollout.values_BT[index] = values_BT
 
     def _shaped(self, score_B: torch.Tensor) -> torch.Tensor:
         if self.config.normalize_score:
@@ -540,9 +540,11 @@ def check(config: OpenerConfig, args: PPOConfig, scenes: list[Scene], processes:
             "processes: they share it, so that the batch stays the same; lower per_device_train_batch_size for it"
         )
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if batch // processes % args.num_mini_batches:
+    if batch // processes % (args.num_mini_batches * config.num_generations):  # a scene's openers stay in one minibatch
         raise ValueError(
-            f"num_mini_batches {args.num_mini_batches} must divide per_device_train_batch_size x "
+            f"num_mini_batches {args.num_mini_batches}"
+            + f" x num_generations {config.num_generations}" * (config.num_generations > 1)
+            + " must divide per_device_train_batch_size x "
             f"gradient_accumulation_steps = {batch}" + f" / {processes} processes" * (processes > 1)
         )
     if args.temperature <= 0:

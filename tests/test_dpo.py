@@ -14,8 +14,9 @@ from trl import DPOConfig
 from experiments.run import Run
 from rl import dpo, evaluate
 from rl.dpo import PairConfig, best_and_worst, kept_pairs, opener_trainer
-from rl.rollout import POLICY, REFERENCE, left_pad, policy_inputs, reading, response_log_p
+from rl.rollout import POLICY, REFERENCE, left_pad, reading
 from rl.stable import configure, fit, make_evaluator
+from rl.tree import prefix_trees
 from tests.tiny_scenes import SCENES, Likes
 
 
@@ -98,10 +99,9 @@ def test_the_reference_is_the_sft_adapter_as_we_read_it(make):
         T = max(map(len, responses))
         response = torch.tensor([ids + [0] * (T - len(ids)) for ids in responses])
         mask = torch.tensor([[True] * len(ids) + [False] * (T - len(ids)) for ids in responses])
-        inputs = policy_inputs(*left_pad(prompts, evaluator.tokenizer.pad_token_id), response, mask)
+        trees = prefix_trees(*left_pad(prompts, evaluator.tokenizer.pad_token_id), response, mask, "sdpa")
         with torch.no_grad(), reading(evaluator.policy, REFERENCE):
-            log_p = response_log_p(evaluator.policy, inputs, T, temperature=1.0)
-        ours = (log_p.gather(-1, response[..., None]).squeeze(-1) * mask).sum(1)
+            ours = trees.response_log_p(trees.read(evaluator.policy, temperature=1.0)[0]).sum(1)
         found = [by_prompt[tuple(prompt)] for prompt in prompts]
         assert [row[f"{side}_ids"] for row in found] == responses
         assert [row[f"ref_{side}_logps"] for row in found] == pytest.approx(ours.tolist(), abs=1e-4)

@@ -18,8 +18,9 @@ from experiments.run import Run
 from models.load import load_policy
 from rl import evaluate, grpo, stable
 from rl.grpo import check, opener_trainer
-from rl.rollout import POLICY, REFERENCE, left_pad, policy_inputs, reading, response_log_p
+from rl.rollout import POLICY, REFERENCE, left_pad, reading
 from rl.stable import StableConfig, check_scenes, configure, derive_positions, fit, load_best, make_evaluator
+from rl.tree import prefix_trees
 from tests.tiny_scenes import SCENES, Likes
 
 
@@ -88,24 +89,22 @@ def test_trl_reads_what_we_read_under_left_padding(make):
     of, samples, _ = next(evaluator.written(SCENES[:8], POLICY, 1, seed=3))
     query, query_mask = left_pad(evaluator._prompts(of), evaluator.tokenizer.pad_token_id)
     assert len(set(query_mask.sum(1).tolist())) > 2
-    inputs = policy_inputs(query, query_mask, samples.response_BT, samples.mask_BT)
-    T = samples.response_BT.shape[1]
+    trees = prefix_trees(query, query_mask, samples.response_BT, samples.mask_BT, "sdpa")
+    ids, mask = torch.cat([query, samples.response_BT], 1), torch.cat([query_mask, samples.mask_BT.long()], 1)
     found = {}
     for name in (REFERENCE, POLICY):
         with torch.no_grad(), use_adapter(evaluator.policy, name):
             found[name], _, _ = trainer._get_per_token_logps_and_entropies(
-                evaluator.policy, inputs["input_ids"], inputs["attention_mask"], T
+                evaluator.policy, ids, mask, samples.response_BT.shape[1]
             )
         with torch.no_grad(), reading(evaluator.policy, name):
-            log_p = response_log_p(evaluator.policy, inputs, T, temperature=0.7)
-        expected = log_p.gather(-1, samples.response_BT[..., None]).squeeze(-1)
+            expected = trees.response_log_p(trees.read(evaluator.policy, temperature=0.7)[0])
         assert torch.allclose(found[name][samples.mask_BT], expected[samples.mask_BT], atol=1e-4), name
         for row in (0, 7):  # and as each one reads alone, without padding
-            ids = torch.cat([query[row][query_mask[row].bool()], samples.response_BT[row][samples.mask_BT[row]]])
-            size = int(samples.mask_BT[row].sum())
+            own, size = ids[row][mask[row].bool()], int(samples.mask_BT[row].sum())
             with torch.no_grad(), reading(evaluator.policy, name):
-                logits = evaluator.policy(input_ids=ids[None]).logits[0, -size - 1 : -1]
-            alone = torch.log_softmax(logits / 0.7, -1).gather(1, ids[-size:, None]).squeeze(1)
+                logits = evaluator.policy(input_ids=own[None]).logits[0, -size - 1 : -1]
+            alone = torch.log_softmax(logits / 0.7, -1).gather(1, own[-size:, None]).squeeze(1)
             assert torch.allclose(found[name][row, :size], alone, atol=1e-4)
     kl_B = ((found[POLICY] - found[REFERENCE]) * samples.mask_BT).sum(1)
     assert torch.allclose(evaluator.kl(of, samples, POLICY), kl_B, atol=1e-3) and kl_B.abs().max() > 1e-2

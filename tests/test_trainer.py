@@ -23,7 +23,7 @@ from models import sampling
 from models.load import load_policy, load_scorer, load_tokenizer
 from rl import evaluate, train
 from rl import trainer as trainer_module
-from rl.rollout import MergedCopy, Rollout, left_pad, reading, scene_rows
+from rl.rollout import MergedCopy, Rollout, left_pad, minibatches, reading, scene_rows
 from rl.train import policy_with_reference
 from rl.trainer import POLICY, REFERENCE, Clock, OpenerConfig, OpenerPPOTrainer, check, checkpoints, is_whole
 from tests.tiny_models import save_smollm2
@@ -253,16 +253,14 @@ def test_the_score_is_paid_on_the_last_real_token(make, monkeypatch):
         assert reward[last] == score and reward.abs().sum() == score.abs()
 
 
-def test_padding_of_a_batch_changes_no_number(make):
+def test_the_company_of_a_batch_changes_no_number(make):
     trainer = make()
     rollout, _ = trainer.rollout(0)
     one = rollout.rows(torch.tensor([3]))
-    assert one.query_mask_BP.all() and one.mask_BT.all()
     with torch.no_grad():
         found = trainer.model(one.query_BP, one.query_mask_BP, one.response_BT, one.mask_BT, 1.0)
-    T = one.mask_BT.shape[1]
-    assert torch.allclose(found[0][0], rollout.logp_BT[3, :T], atol=1e-5)
-    assert torch.allclose(found[2][0], rollout.values_BT[3, :T], atol=1e-5)
+    assert torch.allclose(found[0][0], rollout.logp_BT[3], atol=1e-5)
+    assert torch.allclose(found[2][0], rollout.values_BT[3], atol=1e-5)
     assert (rollout.logp_BT[~rollout.mask_BT] == 0).all() and (rollout.values_BT[~rollout.mask_BT] == 0).all()
 
 
@@ -578,16 +576,6 @@ def test_a_batch_may_be_larger_than_the_dataset(make):
     assert np.bincount(rollout.scene_B, minlength=3).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
 
 
-def test_rows_of_a_rollout_lose_their_padding():
-    ids, mask = left_pad([[1, 2, 3], [4]], 0)
-    assert ids.tolist() == [[1, 2, 3], [0, 0, 4]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    real = torch.tensor([[True, True], [True, False]])
-    x = torch.arange(4.0).view(2, 2)
-    rollout = Rollout(ids, mask, ids[:, :2], real, real[:, 0], torch.arange(2), x[:, 0], x, x, x)
-    part = rollout.rows(torch.tensor([1]))
-    assert part.query_BP.tolist() == [[4]] and part.values_BT.tolist() == [[2.0]] and part.scene_B.tolist() == [1]
-
-
 # ------------------------------------------------------------------------------------------------ refusals
 
 
@@ -641,6 +629,24 @@ def test_a_key_that_cannot_work_is_named(changed, message):
     vars(settings).update(changed)
     with pytest.raises(ValueError, match=message):
         check(OpenerConfig(kl_target=1.0), settings, SCENES, settings.processes)
+
+
+def test_the_openers_of_a_scene_stay_together(make):
+    """In the batch and in its minibatches, from scenes that come in whole passes; each with noise of its own."""
+    trainer = make(config={"num_generations": 2})
+    rollout, _ = trainer.rollout(1)
+    pairs = rollout.scene_B.view(-1, 2)
+    assert (pairs[:, 0] == pairs[:, 1]).all()
+    assert pairs[:, 0].tolist() == scene_rows(1, 4, len(SCENES), seed=1).tolist()
+    first, second = rollout.response_BT.view(4, 2, -1).unbind(1)
+    assert not torch.equal(first, second)
+    for rows_ in minibatches(1, 8, 2, 2, seed=1, num_generations=2):
+        assert (rows_[1::2] - rows_[::2] == 1).all() and (rows_[::2] % 2 == 0).all()
+    assert sorted(np.concatenate([*minibatches(1, 8, 1, 2, seed=1, num_generations=2)])) == list(range(8))
+    trainer.train()
+    assert [row["optimizer_steps"] for row in rows(trainer) if "optimizer_steps" in row][-1] == 3 * 2 * 2
+    with pytest.raises(ValueError, match="num_mini_batches 2 x num_generations 8 must divide .* = 8"):
+        make(config={"num_generations": 8})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,142 @@
+"""Reading openers with a causal LM: what they begin with in common is read once.
+
+B responses and T response tokens as in rl/ppo.py, N the real ones among B x T, row after row; P prompt tokens; R trees of at
+most S tokens; H the model's width, V its vocabulary.
+"""
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.sampling import each_once
+
+#: Tokens of a tree, about: attention's cost grows with their square, what is repeated shrinks with their number (LOG).
+TOKENS = 256
+
+
+@dataclass
+class PrefixTrees:
+    """Openers as rows of a batch in each of which the instruction stands once, and each scene once for all its openers.
+
+    A token attends to those on its own way from the root alone, and takes the place it would have in a row of its own, so
+    that what is read is what a row for each opener gives, from less than half of the tokens.
+    """
+
+    inputs: dict[str, torch.Tensor]  # of a causal LM
+    before_N: torch.Tensor  # the place among R x S from which each response token is foretold
+    response_N: torch.Tensor
+    mask_BT: torch.Tensor
+
+    def read(self, policy: nn.Module, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities [N, V] of what could stand in the responses' places, and the trunk's states [N, H] before
+        them. Of all other places no logits are computed."""
+        trunk, kept = policy.get_base_model().base_model, {}
+
+        def keep(module, inputs, output):
+            kept["states"] = self.states(output)
+            output.last_hidden_state = kept["states"][None]
+            return output
+
+        hook = trunk.register_forward_hook(keep)
+        try:
+            logits_NV = policy(**self.inputs).logits[0]
+        finally:
+            hook.remove()
+        return torch.log_softmax(logits_NV.float() / temperature, -1), kept["states"]
+
+    def states(self, output) -> torch.Tensor:
+        """Of a trunk's output on `inputs`, the states before the response tokens: [N, H]."""
+        return output.last_hidden_state.flatten(0, 1)[self.before_N]
+
+    def response_log_p(self, log_p_NV: torch.Tensor) -> torch.Tensor:
+        """Those of what does stand there: [B, T]."""
+        return self.rows(log_p_NV.gather(-1, self.response_N[:, None]).squeeze(-1))
+
+    def rows(self, x_N: torch.Tensor) -> torch.Tensor:
+        """In its place of [B, T], 0 off the mask."""
+        return x_N.new_zeros(self.mask_BT.shape).masked_scatter(self.mask_BT, x_N)
+
+
+def prefix_trees(
+    query_BP: torch.Tensor,
+    query_mask_BP: torch.Tensor,
+    response_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    attention: str,
+) -> PrefixTrees:
+    """The trees of left-padded prompts and right-padded responses, for an implementation of `attention` in transformers.
+
+    Neighbours share a tree. Raises ValueError where `attention` takes no mask of ours.
+    """
+    if attention not in ("eager", "sdpa"):
+        raise ValueError(f"attention {attention!r} takes no mask of its caller's: load the model with eager or sdpa")
+    device, mask_BT = query_BP.device, mask_BT.bool()
+    prompts = [tuple(ids[real].tolist()) for ids, real in zip(query_BP.cpu(), query_mask_BP.bool().cpu(), strict=True)]
+    responses = [ids[real].tolist() for ids, real in zip(response_BT.cpu(), mask_BT.cpu(), strict=True)]
+    trees = [tree(prompts[a:b], responses[a:b]) for a, b in itertools.pairwise(cuts(prompts, responses))]
+
+    R, S = len(trees), max(len(ids) for ids, *_ in trees)
+    ids, places = torch.zeros(R, S, dtype=torch.long), torch.zeros(R, S, dtype=torch.long)
+    sees = torch.eye(S, dtype=torch.bool).repeat(R, 1, 1, 1).view(R, 1, S, S)  # padding sees itself
+    for row, (tokens, place, seen, _) in enumerate(trees):
+        size = len(tokens)
+        ids[row, :size], places[row, :size], sees[row, 0, :size, :size] = tokens, place, seen
+    if attention == "eager":  # it adds its mask to the scores
+        sees = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+    inputs = {"input_ids": ids, "attention_mask": sees, "position_ids": places}
+    return PrefixTrees(
+        {**{name: tensor.to(device) for name, tensor in inputs.items()}, "use_cache": False},
+        torch.cat([row * S + before for row, (*_, before) in enumerate(trees)]).to(device),
+        response_BT[mask_BT],
+        mask_BT,
+    )
+
+
+def tree(
+    prompts: Sequence[tuple[int, ...]], responses: Sequence[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One tree: its token ids [S], their places in a row of their own [S], whom each sees [S, S], and for each token of the
+    responses the index from which it is foretold [N].
+
+    Three segments lie on the way to a token: what all prompts begin with; the rest of its prompt; its response (less the
+    last token, after which nothing is foretold).
+    """
+    different, prompt_B = each_once(prompts)
+    root, D = min(len(os.path.commonprefix(different)), min(map(len, different)) - 1), len(different)
+    segments = [different[0][:root], *(prompt[root:] for prompt in different), *(ids[:-1] for ids in responses)]
+    parent = torch.cat([torch.zeros(1 + D, dtype=torch.long), 1 + prompt_B])
+    length = torch.tensor([len(segment) for segment in segments])
+    start = length.cumsum(0) - length
+    depth = torch.tensor([0, *[root] * D, *(len(different[i]) for i in prompt_B)])
+
+    of_S = torch.arange(len(segments)).repeat_interleave(length)
+    within_S = torch.arange(len(of_S)) - start[of_S]
+    same_SS = of_S[:, None] == of_S
+    sees_SS = same_SS & (within_S <= within_S[:, None])
+    sees_SS |= ~same_SS & ((of_S == 0) | (of_S == parent[of_S][:, None]))
+
+    prompt_end_B = (start + length)[1 + prompt_B] - 1
+    before = [
+        torch.cat([end[None], first + torch.arange(len(ids) - 1)])
+        for end, first, ids in zip(prompt_end_B, start[1 + D :], responses, strict=True)
+    ]
+    return torch.tensor(list(itertools.chain(*segments))), depth[of_S] + within_S, sees_SS, torch.cat(before)
+
+
+def cuts(prompts: Sequence[tuple[int, ...]], responses: Sequence[list[int]]) -> list[int]:
+    """Where trees begin and the last one ends: of about TOKENS and of like size, openers of a scene (neighbours with the
+    same prompt) in one."""
+    begins = [row for row in range(len(prompts)) if row == 0 or prompts[row] != prompts[row - 1]]
+    root = len(os.path.commonprefix(prompts))
+    size = [
+        len(prompts[a]) - root + sum(map(len, responses[a:b])) for a, b in itertools.pairwise([*begins, len(prompts)])
+    ]
+    middle = np.cumsum(size) - np.array(size) / 2
+    number = max(1, round(sum(size) / max(1, TOKENS - root)))
+    tree_of = (middle * number / sum(size)).astype(int)
+    return [begins[i] for i in np.flatnonzero(np.diff(tree_of, prepend=-1))] + [len(prompts)]
