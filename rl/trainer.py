@@ -78,6 +78,12 @@ class OpenerConfig(SceneConfig):
     kl_limit: float = field(
         default=200.0, metadata={"help": "an update's KL above this ends the run with an error, nats a response"}
     )
+    average_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "keep an exponential mean of the policy over updates, from SFT on: it is evaluated and saved"
+        },
+    )
     separate_value_model: bool = field(
         default=False, metadata={"help": "values from a full trunk of their own, not from a head on the policy's"}
     )
@@ -91,6 +97,10 @@ class OpenerConfig(SceneConfig):
         if self.kl_target is not None and self.kl_target <= 0:
             raise ValueError(f"kl_target is {self.kl_target}: it must be above 0 nats, or null for a fixed kl_coef")
         self.must_be_positive("num_generations", "kl_horizon", "max_approx_kl", "kl_limit", "score_clip")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ValueError(
+                f"average_decay is {self.average_decay}: it must be between 0 and 1, or null for no average"
+            )
         if self.separate_value_model and self.quantization:
             raise ValueError(
                 f"separate_value_model trains a trunk in full, which quantization {self.quantization} cannot: drop one"
@@ -155,6 +165,7 @@ class OpenerPPOTrainer(PPOTrainer):
         self.end_token_id = tokenizer.eos_token_id if self.stop_token_id is None else self.stop_token_id
         self.kl_coef, self.moments = args.kl_coef, ppo.RunningMoments()
         self.optimizer_steps, self.best, self.told_to_stop = 0, {}, False
+        self.average = self._weights() if config.average_decay else None
         self.evaluator = Evaluator(
             config,
             run,
@@ -193,6 +204,7 @@ class OpenerPPOTrainer(PPOTrainer):
         rollout, times = self.rollout(update)
         self._leave_if_told(update)
         metrics = self.improve(rollout, update)
+        self._update_average()
         seconds, tokens = time.perf_counter() - began, rollout.mask_BT.sum().item()
         metrics |= times | {
             "time/update_s": seconds - sum(times.values()),
@@ -346,17 +358,48 @@ class OpenerPPOTrainer(PPOTrainer):
     # ------------------------------------------------------------------------------------------ evaluation
 
     def _evaluate(self, update: int) -> None:
-        """Validation scenes, and the best policy by score within max_kl is kept."""
-        metrics = self.evaluator.validate(self.val_scenes, self.args.seed, step=update * self.args.batch_size)
-        if metrics["eval/kl"] <= self.config.max_kl and metrics["eval/score"] > self.best.get("score", -np.inf):
-            self.best = {"update": update, "score": metrics["eval/score"], "kl": metrics["eval/kl"]}
-            self._write_adapter(self.run.dir / "best")
+        """Validation scenes, and the best policy by score within max_kl is kept; of the average where there is one."""
+        with self._averaged():
+            metrics = self.evaluator.validate(self.val_scenes, self.args.seed, step=update * self.args.batch_size)
+            if metrics["eval/kl"] <= self.config.max_kl and metrics["eval/score"] > self.best.get("score", -np.inf):
+                self.best = {"update": update, "score": metrics["eval/score"], "kl": metrics["eval/kl"]}
+                self._write_adapter(self.run.dir / "best")
 
     def load_best(self) -> None:
         """Puts the best policy's weights back into the adapter."""
-        set_peft_model_state_dict(
-            self.policy_model, load_file(self.run.dir / "best" / "adapter.safetensors"), adapter_name=POLICY
-        )
+        self._set_weights(load_file(self.run.dir / "best" / "adapter.safetensors"))
+
+    # ------------------------------------------------------------------------------------------ the average
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """average = decay * average + (1 - decay) * policy, from the SFT policy on: what noise did to single updates
+        cancels out, and the weights stay nearer to SFT's (WARP, Rame et al. 2024, sections 3.1 and 3.3). A and B of LoRA
+        are averaged each for itself."""
+        if self.average:
+            for name, weight in self._weights().items():
+                self.average[name].lerp_(weight, 1 - self.config.average_decay)
+
+    @contextlib.contextmanager
+    def _averaged(self):
+        """The policy with the average's weights, for reading."""
+        if not self.average:
+            yield
+            return
+        own = self._weights()
+        self._set_weights(self.average)
+        try:
+            yield
+        finally:
+            self._set_weights(own)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the policy's adapter."""
+        state = get_peft_model_state_dict(self.policy_model, adapter_name=POLICY, save_embedding_layers=False)
+        return {name: weight.detach().clone() for name, weight in state.items()}
+
+    def _set_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        set_peft_model_state_dict(self.policy_model, weights, adapter_name=POLICY)
 
     # ------------------------------------------------------------------------------------------ helpers
 
@@ -404,10 +447,7 @@ class OpenerPPOTrainer(PPOTrainer):
     def _write_adapter(self, directory: Path) -> None:
         if self.accelerator.is_main_process:
             directory.mkdir(exist_ok=True)
-            save_file(
-                get_peft_model_state_dict(self.policy_model, adapter_name=POLICY, save_embedding_layers=False),
-                directory / "adapter.safetensors.tmp",
-            )
+            save_file(self._weights(), directory / "adapter.safetensors.tmp")
             os.replace(directory / "adapter.safetensors.tmp", directory / "adapter.safetensors")
 
     @contextlib.contextmanager
@@ -449,6 +489,8 @@ class OpenerPPOTrainer(PPOTrainer):
             )
             if self.best:
                 shutil.copy(self.run.dir / "best" / "adapter.safetensors", new / "best.safetensors")
+            if self.average:
+                save_file(self.average, new / "average.safetensors")
             state = {
                 "update": update,
                 "batch_size": self.args.batch_size,
@@ -480,7 +522,9 @@ class OpenerPPOTrainer(PPOTrainer):
                 f"{path} was made with {state['batch_size']} episodes a batch, now per_device_train_batch_size x "
                 f"gradient_accumulation_steps makes {self.args.batch_size}: keep the product, or take another run_dir"
             )
-        set_peft_model_state_dict(self.policy_model, load_file(path / "adapter.safetensors"), adapter_name=POLICY)
+        self._set_weights(load_file(path / "adapter.safetensors"))
+        if self.average:
+            self.average = load_file(path / "average.safetensors", device=str(self.accelerator.device))
         self.accelerator.unwrap_model(self.model).value_model.load_state_dict(
             load_file(path / "value_head.safetensors")
         )

@@ -368,6 +368,32 @@ def test_the_best_is_chosen_by_the_proxy_within_max_kl(make):
     assert any(not torch.equal(weight, last[name]) for name, weight in weights(trainer, f".{POLICY}.").items())
 
 
+def test_the_average_is_what_is_evaluated_and_saved(make):
+    """By hand: after three updates with decay .75 it is .75^3 of SFT's weights and .25 .75^2, .25 .75, .25 of the three."""
+    trainer, alone, seen, evaluated = make(config={"average_decay": 0.75}), make("alone"), [], []
+    start = weights(trainer, f".{POLICY}.")
+    validate = trainer.evaluator.validate
+    trainer.evaluator.validate = lambda *a, **k: (
+        evaluated.append(weights(trainer, f".{POLICY}.")),
+        validate(*a, **k) | {"eval/score": float(len(evaluated)), "eval/kl": 0.0},
+    )[1]
+    improve = trainer.improve
+    trainer.improve = lambda *a: (improve(*a), seen.append(weights(trainer, f".{POLICY}.")))[0]
+    trainer.train()
+    alone.train()
+    for name, weight in weights(trainer, f".{POLICY}.").items():  # training itself knows nothing of it
+        assert torch.equal(weight, weights(alone, f".{POLICY}.")[name]) and torch.equal(weight, seen[-1][name])
+    parts = [start, *seen]
+    for name, weight in evaluated[-1].items():
+        by_hand = sum(share * part[name] for share, part in zip((27 / 64, 9 / 64, 3 / 16, 1 / 4), parts, strict=True))
+        assert torch.allclose(weight, by_hand, atol=1e-6), name
+    trainer.load_best()
+    for name, weight in weights(trainer, f".{POLICY}.").items():
+        assert torch.equal(weight, evaluated[-1][name])
+    with pytest.raises(ValueError, match="average_decay is 1.0: it must be between 0 and 1"):
+        OpenerConfig(average_decay=1.0)
+
+
 def test_an_evaluation_logs_both_scores_and_a_table_of_openers(make):
     trainer = make(gold=Says(lambda found: 7.0 + torch.arange(len(found))), config={"val_samples": 2})
     trainer.train()
@@ -463,7 +489,11 @@ def same_run(again, alone):
     assert (again.run.dir / best).read_bytes() == (alone.run.dir / best).read_bytes()
 
 
-LONG = {"total_episodes": 40, "eval_steps": 3, "config": {"kl_target": 1.0, "normalize_score": True}}
+LONG = {
+    "total_episodes": 40,
+    "eval_steps": 3,
+    "config": {"kl_target": 1.0, "normalize_score": True, "average_decay": 0.5},
+}
 
 
 @forks
