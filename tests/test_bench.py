@@ -42,7 +42,7 @@ def run(capsys, *argv: str) -> dict:
 @pytest.mark.slow
 def test_ppo(capsys, tiny_scorer, friend_adapter):
     figures = run(capsys, "ppo", "--scorer", tiny_scorer, "--friend", friend_adapter)
-    assert list(figures) == ["fp32", "bf16", "scenes"]
+    assert list(figures) == ["fp32", "bf16", "scenes", "apart"]
     for part in figures.values():
         assert set(part) == PPO
         assert all(math.isfinite(value) for value in part.values())

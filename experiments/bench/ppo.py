@@ -1,16 +1,19 @@
 """Our PPO against trl 1.12's PPOTrainer: the same policy, LoRA, reference, scorer, scenes, seed, batch, epochs and lengths.
 
-Both train in turn, an update a round, each in a process of its own. Three settings, of 64 episodes an update in four
+Both train in turn, an update a round, each in a process of its own. Four settings, of 64 episodes an update in four
 minibatches:
 
     fp32     a random Llama (8 layers, 256 wide, 8,192 tokens), prompts of 40 tokens, all responses 32 long, four epochs
     bf16     the same. Stock has bf16=True and, since that alone does nothing in trl 1.12, what
              `accelerate launch --mixed_precision bf16` sets: autocast of the training's forward passes. Ours has this too,
              and model_dtype bfloat16: the frozen base, and so the copy that samples, is held in bf16.
-    scenes   fp32; the tiny recipe (experiments/tiny/ppo.yaml) on the sample's scenes: responses end where they end.
+    scenes   fp32; the tiny recipe (experiments/tiny/ppo.yaml) on the sample's scenes: responses end where they end. Ours
+             writes num_generations openers for each of 16 scenes, which share its reading; stock one for each of 64.
+    apart    the same with 64 scenes on both sides.
 
 Stock feeds its reward model the policy's token ids; here that model is a bridge, which finds the scene by its prompt,
-decodes the response and asks our scorer. Its value model is, as its own always is, a second full trunk, trained in full.
+decodes the response and asks our scorer (in float32 in the first setting, as the recipe has it in the others). Its value
+model is, as its own always is, a second full trunk, trained in full.
 With these settings it makes fewer optimizer steps than ours (one where ours makes four): its forward and backward
 passes are as many.
 
@@ -28,7 +31,7 @@ of width H, E epochs:
 
 with mean lengths; share_of_peak is these over the time taken and the measured peak of a matrix product in that precision.
 
-Prints, last, one line of JSON: {"fp32": {...}, "bf16": {...}, "scenes": {...}}, each with episodes_per_s,
+Prints, last, one line of JSON: {"fp32": {...}, "bf16": {...}, "scenes": {...}, "apart": {...}}, each with episodes_per_s,
 stock_episodes_per_s, ratio, ratio_std, peak_mb_above_loading, stock_peak_mb_above_loading, memory_ratio, generate_s,
 score_s, forward_s, update_s, response_tokens, gflop_per_episode, matmul_peak_gflops, share_of_peak. About fifteen minutes
 on two cores.
@@ -86,19 +89,23 @@ SMALLEST = {"shape": Shape(hidden=32, layers=1, vocab=500, prompt=64, response=4
 def bench(
     rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", friend: str = "friend-sft", shape: Shape | None = None
 ) -> dict:
-    """The figures of all three settings; a `shape` given makes the scenes' batch and lengths as small as its own."""
+    """The figures of all four settings; a `shape` given makes the scenes' batch and lengths as small as its own."""
     shapes = shape or Shape()
     with tempfile.TemporaryDirectory() as path:
         made = random_friend(Path(path), shapes)
         fixed = {"friend": made, "prompt": shapes.prompt, "changed": full_length(shapes)}
-        ends = {"stop_token": "eos"}
+        ends = {"stop_token": "eos", "gradient_accumulation_steps": 4}
         if shape:
+            ends["num_generations"] = 2
             ends |= {key: fixed["changed"][key] for key in ("gradient_accumulation_steps", "num_ppo_epochs")}
             ends |= {"per_device_train_batch_size": shape.batch, "response_length": shape.response}
         return {
             "fp32": compared("fp32", rounds, scorer=scorer, **fixed),
             "bf16": compared("bf16", rounds, scorer=scorer, is_bf16=True, **fixed),
             "scenes": compared("scenes", rounds, scorer=scorer, friend=friend, prompt=None, changed=ends),
+            "apart": compared(
+                "apart", rounds, scorer=scorer, friend=friend, prompt=None, changed=ends | {"num_generations": 1}
+            ),
         }
 
 
@@ -143,6 +150,7 @@ def full_length(shape: Shape) -> dict:
         "num_ppo_epochs": shape.epochs,
         "response_length": shape.response,
         "stop_token_id": shape.vocab,
+        "num_generations": 1,
         "missing_eos_penalty": None,
         "temperature": 0.7,
         "learning_rate": 1e-4,
@@ -235,7 +243,8 @@ def load(
     config = OpenerConfig(**config | {"model_dtype": dtype})
     tokenizer = load_tokenizer(friend)
     scenes = scenes_of("sample", "train") if prompt is None else even_scenes(tokenizer, prompt, 2 * 64)
-    parts = Parts(config, args, policy_with_reference(friend, config), tokenizer, load_scorer(scorer), scenes)
+    judge = load_scorer(scorer, dtype="float32" if prompt and not is_bf16 else config.reward_dtype)
+    parts = Parts(config, args, policy_with_reference(friend, config), tokenizer, judge, scenes)
     turns.loaded()
     return parts
 
