@@ -11,6 +11,8 @@ is. Where stock differs, and why (facts checked in trl 1.12.0):
 - Log-probabilities of policy and reference come from a forward pass at the sampling temperature.
 - The score lands on the last real token, the end token. Stock adds it to the pad after that, so that GAE discounts it by
   lambda; and where the pad is the end token it never trains the end.
+- What openers begin with in common is read once (rl/tree.py). Stock reads a padded row for each, four times over.
+- What is evaluated and kept may be the mean of the policy over updates (average_decay).
 - Statistics are means over real tokens; gradients are clipped; KL, early stop and scores have limits (OpenerConfig).
 - Everything random is a function of seed and update (see rollout.scene_rows, models.sampling), so a checkpoint needs no
   random state, and batch 1 x accumulation 8 is 8 x 1.
