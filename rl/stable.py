@@ -70,7 +70,7 @@ def make_evaluator(
         end_token_id=tokenizer.eos_token_id,
         missing_eos_penalty=config.missing_eos_penalty,
         batch_size=batch_size,
-        forward_batch_size=min(batch_size, 16),  # more rows at once are more padding
+        forward_batch_size=min(batch_size, 32),
     )
 
 

@@ -65,13 +65,16 @@ from rl.rollout import (
     scene_rows,
     value_trunk,
 )
+from rl.tree import prefix_trees
 
 
 @dataclass
 class OpenerConfig(SceneConfig):
     """What PPO optimises on which scenes; how it is done stands in trl's PPOConfig."""
 
-    num_generations: int = field(default=1, metadata={"help": "openers a scene in a batch: they share its reading"})
+    num_generations: int = field(
+        default=1, metadata={"help": "openers a scene in a batch: they share its reading, whole micro-batches best"}
+    )
     kl_target: float | None = field(default=None, metadata={"help": "nats a response: adapt kl_coef towards it"})
     kl_horizon: int = field(default=10_000, metadata={"help": "episodes over which kl_coef adapts"})
     max_approx_kl: float | None = field(
@@ -138,7 +141,9 @@ class OpenerPPOTrainer(PPOTrainer):
             self.prompts + val_prompts,
         )
         if args.bf16:
-            for module in policy.modules():  # autocast takes what comes; peft would make it float32 first
+            for (
+                module
+            ) in policy.modules():  # autocast, in which all of it runs, casts; peft would to float32 before that
                 if isinstance(module, BaseTunerLayer):
                     module.cast_input_dtype_enabled = False
             if args.device.type == "cpu":
@@ -411,17 +416,15 @@ class OpenerPPOTrainer(PPOTrainer):
 
     def _forward_old(self, rollout: Rollout, adapter: str) -> None:
         """Fills in log-probabilities and values, local_rollout_forward_batch_size rows at a time."""
-        wrapper, args = self.accelerator.unwrap_model(self.model), self.args
+        wrapper, policy, args = self.accelerator.unwrap_model(self.model), self.policy_model, self.args
         for index in torch.arange(len(rollout.score_B)).split(args.local_rollout_forward_batch_size):
             part = rollout.rows(index)
-            for name, target in ((adapter, rollout.logp_BT), (REFERENCE, rollout.ref_logp_BT)):
-                with reading(self.policy_model, name), self.autocast():
-                    logp_BT, _, values_BT = wrapper(
-                        part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT, args.temperature
-                    )
-                target[index] = logp_BT
-                if name == adapter:
-                    rollout.values_BT[index] = values_BT
+            batch = part.query_BP, part.query_mask_BP, part.response_BT, part.mask_BT
+            with reading(policy, adapter), self.autocast():
+                rollout.logp_BT[index], _, rollout.values_BT[index] = wrapper(*batch, args.temperature)
+            with reading(policy, REFERENCE), self.autocast():
+                trees = prefix_trees(*batch, policy.config._attn_implementation)
+                rollout.ref_logp_BT[index] = trees.response_log_p(trees.read(policy, args.temperature)[0])
 
     def _shaped(self, score_B: torch.Tensor) -> torch.Tensor:
         if self.config.normalize_score:

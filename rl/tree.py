@@ -24,7 +24,8 @@ class PrefixTrees:
     """Openers as rows of a batch in each of which the instruction stands once, and each scene once for all its openers.
 
     A token attends to those on its own way from the root alone, and takes the place it would have in a row of its own, so
-    that what is read is what a row for each opener gives, from less than half of the tokens.
+    that what is read is what a row for each opener gives, from less than half of the tokens. That holds for models that go
+    by what they are told, mask and place (`check_reading` finds out).
     """
 
     inputs: dict[str, torch.Tensor]  # of a causal LM
@@ -71,7 +72,8 @@ def prefix_trees(
 ) -> PrefixTrees:
     """The trees of left-padded prompts and right-padded responses, for an implementation of `attention` in transformers.
 
-    Neighbours share a tree. Raises ValueError where `attention` takes no mask of ours.
+    Every response has a token. Neighbours share a tree; one scene's openers always do, so that many of them at once make a
+    large one. Raises ValueError where `attention` takes no mask of ours.
     """
     if attention not in ("eager", "sdpa"):
         raise ValueError(f"attention {attention!r} takes no mask of its caller's: load the model with eager or sdpa")
@@ -82,7 +84,7 @@ def prefix_trees(
 
     R, S = len(trees), max(len(ids) for ids, *_ in trees)
     ids, places = torch.zeros(R, S, dtype=torch.long), torch.zeros(R, S, dtype=torch.long)
-    sees = torch.eye(S, dtype=torch.bool).repeat(R, 1, 1, 1).view(R, 1, S, S)  # padding sees itself
+    sees = torch.eye(S, dtype=torch.bool).repeat(R, 1, 1, 1)  # padding sees itself
     for row, (tokens, place, seen, _) in enumerate(trees):
         size = len(tokens)
         ids[row, :size], places[row, :size], sees[row, 0, :size, :size] = tokens, place, seen
@@ -137,6 +139,32 @@ def cuts(prompts: Sequence[tuple[int, ...]], responses: Sequence[list[int]]) -> 
         len(prompts[a]) - root + sum(map(len, responses[a:b])) for a, b in itertools.pairwise([*begins, len(prompts)])
     ]
     middle = np.cumsum(size) - np.array(size) / 2
-    number = max(1, round(sum(size) / max(1, TOKENS - root)))
+    number = max(1, round(sum(size) / max(TOKENS // 2, TOKENS - root)))
     tree_of = (middle * number / sum(size)).astype(int)
     return [begins[i] for i in np.flatnonzero(np.diff(tree_of, prepend=-1))] + [len(prompts)]
+
+
+@torch.no_grad()
+def check_reading(policy: nn.Module) -> None:
+    """Refuses a model that reads a tree otherwise than a row for each opener: one that goes by a token's index among all
+    (ALiBi, local attention, state spaces) and not by the mask and places it is told."""
+    device, name = next(policy.parameters()).device, type(policy.get_base_model()).__name__
+    size = min(TOKENS // 4, policy.config.max_position_embeddings // 2)
+    ids = torch.arange(4 * (size + 3), device=device).view(4, -1) % min(policy.config.vocab_size, 1000)
+    ids[:, : size // 3] = ids[0, : size // 3]  # four scenes after one instruction
+    query, response = ids[:, :size], ids[:, size:]
+    ones = torch.ones_like(query), torch.ones_like(response, dtype=torch.bool)
+    trees = prefix_trees(query, ones[0], response, ones[1], policy.config._attn_implementation)
+    try:
+        found = trees.response_log_p(trees.read(policy, 1.0)[0])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} cannot read with a mask and places of its caller's ({error!r}): PPO needs that"
+        ) from error
+    logits = policy(input_ids=ids, use_cache=False).logits[:, -response.shape[1] - 1 : -1]
+    alone = torch.log_softmax(logits.float(), -1).gather(-1, response[..., None]).squeeze(-1)
+    if (off := (found - alone).abs().mean().item()) > 0.1:  # rounding of a model in 8 bits stays below
+        raise ValueError(
+            f"{name} reads openers that share their beginning otherwise than alone, by {off:.2f} nats a token: it goes by "
+            "a token's index among all, not by the mask and places it is told, which PPO needs"
+        )

@@ -110,3 +110,26 @@ def test_a_model_that_takes_no_mask_is_refused():
     _, tensors = batch("one scene")
     with pytest.raises(ValueError, match="attention 'flash_attention_2' takes no mask of its caller's"):
         prefix_trees(*tensors, "flash_attention_2")
+
+
+def test_a_model_that_goes_by_the_index_is_refused():
+    """MPT's ALiBi counts distances among all tokens of a row; OPT's head does not ask its trunk; a Llama goes by places."""
+    tree.check_reading(model("llama", "sdpa"))
+    torch.manual_seed(0)
+    mpt = AutoConfig.for_model("mpt", d_model=32, n_heads=4, n_layers=2, vocab_size=50, max_seq_len=512)
+    mpt.max_position_embeddings = 512
+    opt = AutoConfig.for_model(
+        "opt", hidden_size=32, num_attention_heads=4, num_hidden_layers=2, ffn_dim=48, vocab_size=50,
+        max_position_embeddings=64, word_embed_proj_dim=32,
+    )  # fmt: skip
+    for config, message in (
+        (mpt, "MptForCausalLM reads openers .* otherwise than alone"),
+        (opt, "OPTForCausalLM cannot"),
+    ):
+        lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        for weight in lm.parameters():  # as random ones are, nothing looks far
+            if weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.5)
+        lm.get_base_model = lambda lm=lm: lm
+        with pytest.raises(ValueError, match=message):
+            tree.check_reading(lm)

@@ -19,9 +19,9 @@ passes are as many.
 
 Episodes a second are of the measured updates alone: no evaluation, no checkpoint. The ratio is the mean over paired
 rounds. Memory is the peak above what loading policy, adapters and scorer takes, building the trainer included. The phases
-are ours: generate, score, forward (old policy, reference, values), update. Necessary FLOPs of an episode whose prompt and
-response have S = P + T tokens, with W weights in the trunk's linear layers, O in the output's, A in the adapter, L layers
-of width H, E epochs:
+are ours: generate, score, forward (old policy, reference, values), update. FLOPs are those of a row for each opener (what
+reading a beginning once saves is not taken off) whose prompt and response have S = P + T tokens, with W weights in the
+trunk's linear layers, O in the output's, A in the adapter, L layers of width H, E epochs:
 
     f = 2 S W + 2 S^2 L H + 2 T O           one forward pass; attention is causal; outputs are of the response alone
     f                                       generation: a pass with a cache, adapter merged
