@@ -35,7 +35,7 @@ from models.load import (
     resolve,
     with_adapter,
 )
-from models.sampling import draw, each_once, prompt_ids, uniform
+from models.sampling import draw, each_once, positions, prompt_ids, uniform
 
 ROLES = ("system", "user", "assistant")
 STEPS_A_TURN = 4  # of one adapter, while others wait: enough to make the switch (1.5 ms) cheap
@@ -379,7 +379,7 @@ class Batch:
         ids = torch.tensor([[0] * (P - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)
         cache = DynamicCache()
-        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        logits = self._forward(ids, mask, positions(mask), cache)
         place = place.to(device)
         cache.batch_select_indices(place)
         mask = mask[place]

@@ -64,7 +64,7 @@ def sample(
     for row, prompt in enumerate(different):
         ids[row, P - len(prompt) :] = torch.tensor(prompt, device=device)
         mask[row, P - len(prompt) :] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    places = positions(mask)
 
     response = torch.full((B, max_new_tokens), pad_token_id, device=device)
     live = torch.arange(B, device=device)  # the rows still going on
@@ -73,13 +73,13 @@ def sample(
         logits = model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=positions,
+            position_ids=places,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
         if t == 0 and len(different) < B:
-            logits, mask, positions = logits[of_B], mask[of_B], positions[of_B]
+            logits, mask, places = logits[of_B], mask[of_B], places[of_B]
             cache.batch_select_indices(of_B)
         noise = uniform(seed, keys[live.cpu().numpy()], t)
         token = draw(logits, temperature, torch.from_numpy(noise).to(device))
@@ -88,9 +88,9 @@ def sample(
         if not going.any():
             break
         if not going.all():
-            live, token, mask, positions = live[going], token[going], mask[going], positions[going]
+            live, token, mask, places = live[going], token[going], mask[going], places[going]
             cache.batch_select_indices(going.nonzero().squeeze(1))
-        ids, positions = token[:, None], positions[:, -1:] + 1
+        ids, places = token[:, None], places[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
 
     ended = (response == eos_token_id).any(1)
@@ -113,6 +113,11 @@ def say(
 def prompt_ids(tokenizer, chat: list[dict[str, str]]) -> list[int]:
     """Token ids of a chat, up to and with the mark that opens the model's turn."""
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def positions(mask_BT: torch.Tensor) -> torch.Tensor:
+    """Places counted from the first real token, 0 on the padding before it."""
+    return (mask_BT.cumsum(1) - 1).clamp(min=0)
 
 
 def each_once(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], torch.Tensor]:

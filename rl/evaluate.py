@@ -32,7 +32,7 @@ from rl.rollout import (
     left_pad,
     reading,
 )
-from rl.tree import prefix_trees
+from rl.tree import check_reading, prefix_trees
 
 
 @dataclass
@@ -93,7 +93,9 @@ def trainable_policy(sft: str, config: SceneConfig) -> PeftModel:
             f"sft_model_path {sft!r} has no adapter_config.json: training starts from an SFT run's adapter"
         )
     base = load_base(base_of(sft), config.model_dtype, config.quantization)
-    return with_adapter(base, path, POLICY, is_trainable=True)
+    policy = with_adapter(base, path, POLICY, is_trainable=True)
+    check_reading(policy)
+    return policy
 
 
 def judges(config: SceneConfig, reward: str, device) -> tuple[Scorer, Scorer | None]:

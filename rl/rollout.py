@@ -77,11 +77,6 @@ class PolicyWithValueHead(nn.Module):
         return trees.response_log_p(log_p_NV), trees.rows(entropy_N), trees.rows(values_N)
 
 
-def positions(mask_BT: torch.Tensor) -> torch.Tensor:
-    """Places counted from the first real token, 0 on the padding before it."""
-    return (mask_BT.cumsum(1) - 1).clamp(min=0)
-
-
 @contextlib.contextmanager
 def reading(policy: PeftModel, adapter: str):
     """The policy with another adapter, for reading; its own is active, and alone trainable, outside."""

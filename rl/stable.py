@@ -16,8 +16,9 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from data.scenes import Scene
 from experiments.run import Run, last_checkpoint
 from models.load import load_tokenizer, resolve, use_plain_attention
+from models.sampling import positions
 from rl.evaluate import Evaluator, SceneConfig, check_lengths, judges, opener_prompt, trainable_policy
-from rl.rollout import POLICY, MergedCopy, positions
+from rl.rollout import POLICY, MergedCopy
 
 
 @dataclass

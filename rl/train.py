@@ -15,7 +15,6 @@ from models.load import load_tokenizer, resolve
 from rl.evaluate import conclude, judges, splits, trainable_policy
 from rl.rollout import POLICY, REFERENCE
 from rl.trainer import OpenerConfig, OpenerPPOTrainer
-from rl.tree import check_reading
 
 
 def main(config: OpenerConfig, args: PPOConfig) -> None:
@@ -42,7 +41,6 @@ def policy_with_reference(sft: str, config: OpenerConfig) -> PeftModel:
     model = trainable_policy(sft, config)
     model.load_adapter(resolve(sft), adapter_name=REFERENCE, is_trainable=False)
     model.set_adapter(POLICY)
-    check_reading(model)
     return model
 
 

@@ -155,16 +155,20 @@ def check_reading(policy: nn.Module) -> None:
     query, response = ids[:, :size], ids[:, size:]
     ones = torch.ones_like(query), torch.ones_like(response, dtype=torch.bool)
     trees = prefix_trees(query, ones[0], response, ones[1], policy.config._attn_implementation)
+    training = [module for module in policy.modules() if module.training]
+    policy.eval()  # a fresh adapter's dropout is on, and would be another one in each reading
     try:
         found = trees.response_log_p(trees.read(policy, 1.0)[0])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} cannot read with a mask and places of its caller's ({error!r}): PPO needs that"
+            f"{name} cannot read with a mask and places of its caller's ({error!r}), which rl/ needs"
         ) from error
     logits = policy(input_ids=ids, use_cache=False).logits[:, -response.shape[1] - 1 : -1]
+    for module in training:
+        module.training = True
     alone = torch.log_softmax(logits.float(), -1).gather(-1, response[..., None]).squeeze(-1)
     if (off := (found - alone).abs().mean().item()) > 0.1:  # rounding of a model in 8 bits stays below
         raise ValueError(
             f"{name} reads openers that share their beginning otherwise than alone, by {off:.2f} nats a token: it goes by "
-            "a token's index among all, not by the mask and places it is told, which PPO needs"
+            "a token's index among all, not by the mask and places it is told, which rl/ needs"
         )

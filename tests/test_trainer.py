@@ -606,6 +606,16 @@ def test_a_batch_may_be_larger_than_the_dataset(make):
     assert np.bincount(rollout.scene_B, minlength=3).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
 
 
+def test_prompts_are_padded_on_the_left():
+    ids, mask = left_pad([[1, 2, 3], [4]], 0)
+    assert ids.tolist() == [[1, 2, 3], [0, 0, 4]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    real = torch.tensor([[True, True], [True, False]])
+    x = torch.arange(4.0).view(2, 2)
+    part = Rollout(ids, mask, ids[:, :2], real, real[:, 0], torch.arange(2), x[:, 0], x, x, x).rows(torch.tensor([1]))
+    assert part.query_BP[part.query_mask_BP.bool()].tolist() == [4]
+    assert part.values_BT[part.mask_BT].tolist() == [2.0] and part.scene_B.tolist() == [1]
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 

@@ -33,11 +33,11 @@ from experiments.compare.arms import Speaker
 from experiments.compare.texts import names_profile, profane
 from experiments.run import weights_hash
 from models.load import base_of, load_policy, load_scorer, load_tokenizer, resolve
-from models.sampling import Samples, decode, each_once, prompt_ids, sample
+from models.sampling import Samples, decode, each_once, positions, prompt_ids, sample
 from reward.probes import load_probes
 from rl.evaluate import check_lengths, opener_prompt, opinions, training_texts
 from rl.metrics import copies
-from rl.rollout import left_pad, positions
+from rl.rollout import left_pad
 
 
 @dataclass
