@@ -70,10 +70,8 @@ base-open: $(VENV)/installed  ## a base from corpora that allow commercial use a
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with what people liked
-friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; about an hour)
+friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; half an hour)
 	test -f runs/friend-reward/reward-s1/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward.yaml
-	test -f runs/friend-reward/reward-more-s2/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-more.yaml
-	test -f runs/friend-reward/reward-graded-s3/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-graded.yaml
 reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run (ICEBREAKER_DATA)
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL)
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)

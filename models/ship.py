@@ -2,7 +2,7 @@
 
 python -m models.ship runs/base/pretrain-s1 friend-base
 python -m models.ship runs/tiny/sft-s1 friend-sft
-python -m models.ship runs/friend-reward/reward-graded-s3 friend-reward
+python -m models.ship runs/friend-reward/reward-s1 friend-reward
 python -m models.ship runs/friend-reward/reward-gold-graded-s8 friend-gold
 """
 

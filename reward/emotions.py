@@ -24,9 +24,10 @@ REACTION_WEIGHTS = {
     DISENGAGED: (0.02, "nothing to say to it: the opener failed, whatever it felt like"),
 }
 
-#: The probability that the other one was disengaged, by a rating of the turn (1 to 5; their own in Topical-Chat) or because
-#: their short neutral answer ended the talk.
-RATED = {1: 0.9, 2: 0.7, 3: 0.45, 4: 0.15, 5: 0.0, "ends": 0.6}
+#: The probability that the other one was disengaged, by a rating of what was said (1 to 5)...
+RATED = {1: 0.9, 2: 0.7, 3: 0.45, 4: 0.15, 5: 0.0}
+#: ... and where their short neutral answer ended the talk.
+ENDS = 0.6
 
 #: GoEmotions' 28 labels -> the seven: the authors' own Ekman grouping (Demszky et al. 2020, section 5.3), whose joy is
 #: our happiness. Its surprise holds realisation, confusion and curiosity too.

@@ -13,7 +13,7 @@ from reward.emotions import DISENGAGED
 
 DISLIKED = "disliked"
 #: Votes against -> the probability that the other one had nothing to say; more votes are as two. One is a talk that ended
-#: (reward.emotions.RATED says 0.6 of it too), two a thumb down, a retry or an edit.
+#: (reward.emotions.ENDS says 0.6 of it too), two a thumb down, a retry or an edit.
 VOTES_AGAINST = {1: 0.6, 2: 0.9}
 #: Every so-manieth scene validates.
 HELD_OUT = 5

@@ -9,7 +9,7 @@ index of the true row that they spoil.
 
 What each source tells:
     sample, daily   the emotion of the next turn
-    topical_chat    the emotion of the next turn, and the partner's rating of this one (RATED)
+    topical_chat    the emotion of the next turn, and the partner's rating of this one beside its dialogue's others
     openers         that somebody would answer: they were written for it
     rated           how gladly one would answer what a model said (RATED): the same style, with and without sense
     empathetic      that there was an answer; what the friend says when facts are known (data/profile.py: opener_readings)
@@ -23,7 +23,7 @@ from data.corpora import load_without_leaks
 from data.dialogue import SPLITS, Dialogue, swap
 from data.profile import opener_readings
 from data.scenes import id_hash
-from reward.emotions import GO_EMOTIONS, RATED
+from reward.emotions import ENDS, GO_EMOTIONS, RATED
 from reward.feedback import feedback_rows
 from reward.negatives import add_negatives
 
@@ -47,7 +47,8 @@ def load_rows(config, split: str) -> list[dict]:
             dialogues = load_dialogues(source, split, config.data_root, config.fold)
             found = text_rows(dialogues) if config.preset == "text" else reaction_rows(dialogues)
         most = config.max_rows.get(source) if split == "train" else config.max_eval_samples
-        rows += whole_dialogues(found, most, rng) if most else found
+        times = config.repeats.get(source, 1) if split == "train" else 1
+        rows += (whole_dialogues(found, most, rng) if most else found) * times
     if not rows:
         raise ValueError(f"split {split!r} of {config.sources} has no labelled rows: check the files it is read from")
     if config.preset == "reaction":
@@ -94,12 +95,13 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
             rows.append({**row, "kind": "rated", "disengaged": RATED[opener.rating]} if opener.rating else row)
             continue
         is_labelled = any(turn.emotion for turn in dialogue.turns)
+        ratings = [turn.rating for turn in dialogue.turns if turn.rating]
         for i, (turn, answer) in enumerate(zip(dialogue.turns, dialogue.turns[1:], strict=False)):
             if is_labelled and answer.emotion is None:
                 continue
             remaining = len(dialogue.turns) - (i + 2)
             ends = answer.emotion == "neutral" and len(answer.text.split()) <= 3 and remaining <= 1
-            disengaged = RATED[turn.rating] if turn.rating else RATED["ends"] if ends else 0.0
+            disengaged = rated_among(turn.rating, ratings) if turn.rating else ENDS if ends else 0.0
             profile = dialogue.profile if turn.speaker == "friend" else ()
             said = (turn.text, answer.emotion, context_of(dialogue, i), profile, disengaged)
             rows.append(_row(dialogue.source, dialogue.id, *said))
@@ -109,6 +111,13 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
                 answer = reading.turns[1].emotion if len(reading.turns) > 1 else None
                 rows.append(_row(dialogue.source, dialogue.id, reading.turns[0].text, answer, profile=reading.profile))
     return rows
+
+
+def rated_among(rating: int, ratings: list[int]) -> float:
+    """The probability that the partner was disengaged by a turn, from its rating beside the others of its dialogue: one at
+    their mean counts as good (4), since people differ in what they call good by more than turns do."""
+    grade = 4 + rating - sum(ratings) / len(ratings)
+    return float(np.interp(grade, sorted(RATED), [RATED[g] for g in sorted(RATED)]))
 
 
 def _row(source, dialogue, response, label, context=(), profile=(), disengaged=0.0) -> dict:

@@ -38,7 +38,15 @@ from data import emotions
 from data.dialogue import EMOTIONS, SPLITS
 from data.order import EpochOrder
 from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
-from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer, use_plain_attention
+from models.load import (
+    MINILM_HUB,
+    encoder_path,
+    leave_casting_to_autocast,
+    load_classifier,
+    load_reward_adapter,
+    load_scorer,
+    use_plain_attention,
+)
 from models.pair import ARCHITECTURES
 from models.scorer import AGGREGATES, PRESETS, Scorer, encode
 from reward.emotions import DISENGAGED, labels_and_weights
@@ -62,6 +70,9 @@ class RewardConfig(RunConfig):
     fold: str = field(default="all", metadata={"help": "which training dialogues: all, proxy, or gold (disjoint)"})
     data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
     max_rows: dict[str, int] = field(default_factory=dict, metadata={"help": "source -> true training rows at most"})
+    repeats: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "source -> how often each training row is read, with other negatives"}
+    )
     negatives: dict[str, float] = field(
         default_factory=lambda: {"swapped": 0.5, "corrupted": 0.15, "unwelcome": 0.15, "spoilt": 0.1},
         metadata={"help": "kind of negative -> how many per true row"},
@@ -78,7 +89,10 @@ class RewardConfig(RunConfig):
     use_peft: bool = True
     lora_r: int = 16
     lora_alpha: int = 32
-    lora_dropout: float = 0.05
+    lora_dropout: float = 0.0
+    encoder_dropout: float = field(
+        default=0.0, metadata={"help": "MiniLM's own .1 takes a third of a step on a CPU; one pass needs none"}
+    )
     learning_rate: float = 1.0e-3
     weight_decay: float = 0.01
     warmup_ratio: float = 0.06
@@ -100,8 +114,11 @@ class RewardConfig(RunConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {values}")
         if not self.sources or set(self.sources) - set(SOURCES):
             raise ValueError(f"sources are {self.sources}: give one or more of {SOURCES}")
-        if unknown := set(self.max_rows) - set(self.sources):
-            raise ValueError(f"max_rows names {sorted(unknown)[0]!r}, which is not among the sources {self.sources}")
+        for key in ("max_rows", "repeats"):
+            if unknown := set(getattr(self, key)) - set(self.sources):
+                raise ValueError(f"{key} names {sorted(unknown)[0]!r}, which is not among the sources {self.sources}")
+            if few := [source for source, count in getattr(self, key).items() if count < 1]:
+                raise ValueError(f"{key} of {few[0]!r} is {getattr(self, key)[few[0]]}, but one is the least")
         if unknown := set(self.negatives) - set(KINDS):
             raise ValueError(f"negatives name {sorted(unknown)[0]!r}; the kinds are {tuple(KINDS)}")
         if self.feedback_file and self.preset != "reaction":
@@ -123,6 +140,9 @@ def main(config: RewardConfig) -> None:
     labels, weights = labels_and_weights(config.preset)
 
     model, tokenizer = make_model(config, labels)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:
+            module.p = config.encoder_dropout
     scorer = Scorer(
         model, tokenizer, labels, weights, config.preset, config.max_length,
         num_members=config.num_members, aggregate=config.aggregate, architecture=config.architecture,
@@ -240,6 +260,8 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
             return reaction
         return reaction + EMOTION_COEF * emotion_loss(outputs.emotion_logits.float(), labels[:, 2 + K :])
 
+    if config.bf16:
+        leave_casting_to_autocast(scorer.model)
     if config.bf16 and not torch.cuda.is_available() and scorer.architecture == "cross_encoder":
         use_plain_attention(scorer.model)  # a bi-encoder's own mask is made for the fused one
     arguments = TrainingArguments(

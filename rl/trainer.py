@@ -39,7 +39,6 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
@@ -47,7 +46,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from data.scenes import Scene
 from data.source import write_whole
 from experiments.run import Run
-from models.load import use_plain_attention
+from models.load import leave_casting_to_autocast, use_plain_attention
 from models.sampling import decode, sample
 from models.scorer import Scorer
 from rl import ppo
@@ -141,11 +140,7 @@ class OpenerPPOTrainer(PPOTrainer):
             self.prompts + val_prompts,
         )
         if args.bf16:
-            for (
-                module
-            ) in policy.modules():  # autocast, in which all of it runs, casts; peft would to float32 before that
-                if isinstance(module, BaseTunerLayer):
-                    module.cast_input_dtype_enabled = False
+            leave_casting_to_autocast(policy)
             if args.device.type == "cpu":
                 use_plain_attention(policy)
         self.sampler = MergedCopy(policy, torch.bfloat16 if args.bf16 else None)

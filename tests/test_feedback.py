@@ -11,7 +11,7 @@ from chat.feedback import Feedback, main, report, wilson
 from data.feedback import KINDS, load, opinions, pairs
 from models.load import load_scorer
 from reward import train
-from reward.emotions import DISENGAGED, RATED
+from reward.emotions import DISENGAGED, ENDS
 from reward.feedback import DISLIKED as KIND
 from reward.feedback import feedback_rows
 from tests.test_reward import config_of, encoder, folder, tokenizer  # noqa: F401, fixtures
@@ -171,7 +171,7 @@ def test_rows_for_the_reward_stand_in_pairs(tmp_path):
     liked, disliked, alone = sorted(feedback_rows(path, "train", 4, start=10), key=lambda r: r["response"])
     assert (liked["kind"], liked["disengaged"], liked["label"]) == ("true", 0.0, None)
     assert (disliked["kind"], disliked["disengaged"], disliked["label"]) == (KIND, 0.9, DISENGAGED)
-    assert (alone["pair"], alone["disengaged"]) == (None, RATED["ends"])
+    assert (alone["pair"], alone["disengaged"]) == (None, ENDS)
     rows = feedback_rows(path, "train", 4, repeats=2, start=10)
     assert len(rows) == 6 and all(rows[r["pair"] - 10]["response"] == LIKED for r in rows if r["response"] == DISLIKED)
     assert feedback_rows(path, "validation", 4) == feedback_rows(path, "test", 4) == []

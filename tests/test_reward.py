@@ -27,7 +27,7 @@ from models.load import load_scorer
 from models.pair import NUM_EMOTIONS, BiEncoder, PairClassifier
 from models.scorer import TEXT_WEIGHTS, Scorer, check_row, encode
 from reward import score, train
-from reward.emotions import DISENGAGED, GO_EMOTIONS, RATED, REACTION_WEIGHTS, REACTIONS, labels_and_weights
+from reward.emotions import DISENGAGED, ENDS, GO_EMOTIONS, RATED, REACTION_WEIGHTS, REACTIONS, labels_and_weights
 from reward.negatives import (
     add_negatives,
     corrupted_rows,
@@ -334,7 +334,7 @@ def test_the_label_is_the_next_turns_emotion():
     rows = reaction_rows([told])
     assert [(row["response"], row["label"], row["disengaged"]) for row in rows] == [
         ("one two", "sadness", 0.0), ("four", "fear", 0.0), ("five", "anger", 0.0), ("six", "surprise", 0.0),
-        ("seven", "neutral", RATED["ends"]),
+        ("seven", "neutral", ENDS),
     ]  # fmt: skip
     assert rows[0]["context"] == [] and rows[0]["profile"] == ["keeps bees"]  # the friend speaks
     assert rows[2]["profile"] == []  # the person speaks: nothing is known of the friend
@@ -346,10 +346,14 @@ def test_a_short_neutral_answer_amid_a_dialogue_is_no_disengagement():
     assert reaction_rows([told])[0]["disengaged"] == 0.0
 
 
-def test_a_rating_says_how_likely_the_partner_was_disengaged():
-    turns = [Turn(("friend", "person")[i % 2], "word", "neutral", rating=grade) for i, grade in enumerate((5, 3, 1, 4))]
-    rows = reaction_rows([Dialogue("t", "topical_chat", "train", tuple(turns))])
-    assert [row["disengaged"] for row in rows] == [0.0, RATED[3], RATED[1]]
+def test_a_rating_counts_beside_the_others_of_its_dialogue():
+    def disengaged(*ratings):
+        turns = [Turn(("friend", "person")[i % 2], "word", "neutral", rating=r) for i, r in enumerate(ratings)]
+        return [row["disengaged"] for row in reaction_rows([Dialogue("t", "topical_chat", "train", tuple(turns))])]
+
+    assert disengaged(5, 3, 1, 3) == pytest.approx([0.0, 0.15, 0.7])  # their mean, 3, counts as good: 4
+    assert disengaged(4, 3, None, 5) == pytest.approx([0.15, 0.45, 0.0])
+    assert disengaged(2, 2, 2) == disengaged(5, 5, 5) == pytest.approx([0.15, 0.15])  # a hard judge, and a kind one
     assert 0 == RATED[5] < RATED[4] < RATED[3] < RATED[2] < RATED[1] < 1
 
 
