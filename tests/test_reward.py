@@ -352,7 +352,7 @@ def test_a_rating_counts_beside_the_others_of_its_dialogue():
         return [row["disengaged"] for row in reaction_rows([Dialogue("t", "topical_chat", "train", tuple(turns))])]
 
     assert disengaged(5, 3, 1, 3) == pytest.approx([0.0, 0.15, 0.7])  # their mean, 3, counts as good: 4
-    assert disengaged(4, 3, None, 5) == pytest.approx([0.15, 0.45, 0.0])
+    assert disengaged(4, 3, None, 5) == pytest.approx([0.15, 0.45, ENDS])  # not rated: an end like any other
     assert disengaged(2, 2, 2) == disengaged(5, 5, 5) == pytest.approx([0.15, 0.15])  # a hard judge, and a kind one
     assert 0 == RATED[5] < RATED[4] < RATED[3] < RATED[2] < RATED[1] < 1
 
