@@ -20,8 +20,6 @@ TORCH_FLAGS ?=
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
-# glibc gives large blocks back at every step and faults them in again, which takes a fifth of a training's time on a CPU.
-TRAIN  := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(PY)
 RUNS   := runs/$(EXP)
 SFT    := $(RUNS)/sft-s$(SEED)
 REWARD := $(RUNS)/reward$(if $(FEEDBACK),-feedback)-s$(SEED)
@@ -71,9 +69,10 @@ base-open: $(VENV)/installed  ## a base from corpora that allow commercial use a
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with what people liked
 friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; half an hour)
-	test -f runs/friend-reward/reward-s1/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward.yaml
-reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run (ICEBREAKER_DATA)
-	$(PY) -m reward.evaluate --reward_model_path $(MODEL)
+	test -f runs/friend-reward/reward-s$(SEED)/summary.json || \
+		$(PY) -m reward.train --config experiments/friend-reward/reward.yaml --seed $(SEED)
+reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run, OTHERS=its other seeds (ICEBREAKER_DATA)
+	$(PY) -m reward.evaluate --reward_model_path $(MODEL) $(if $(OTHERS),--other_seeds $(OTHERS))
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
 	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml
 	test -f runs/friend-reward/reward-gold-graded-s8/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold-graded.yaml
@@ -87,21 +86,21 @@ compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json) $(RUNS)/person-s1/summary.j
 	$(PY) -m experiments.compare --config experiments/$(EXP)/compare.yaml --arms $(ARMS) --seeds $(SEEDS) --control_seeds $(CONTROL_SEEDS)
 
 $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed
-	$(TRAIN) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
+	$(PY) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
 
 $(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installed
-	$(TRAIN) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D)
+	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D)
 
 $(RUNS)/reward-feedback-s%/summary.json: $(RUNS)/reward-feedback-s%/recipe.yaml $(FEEDBACK) | $(VENV)/installed
-	$(TRAIN) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D) --feedback_file $(FEEDBACK)
+	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D) --feedback_file $(FEEDBACK)
 
 $(RUNS)/person-s%/summary.json: $(RUNS)/person-s%/recipe.yaml | $(VENV)/installed
-	$(TRAIN) -m sft.train --config experiments/$(EXP)/person.yaml --seed $* --run_dir $(@D)
+	$(PY) -m sft.train --config experiments/$(EXP)/person.yaml --seed $* --run_dir $(@D)
 
 # An arm: from the SFT run and the reward, by the recipe of its name. $(1) the arm, $(2) the module that trains it.
 define arm
 $(RUNS)/$(1)-s%/summary.json: $(RUNS)/$(1)-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
-	$(TRAIN) -m $(2) --config experiments/$(EXP)/$(1).yaml --seed $$* --run_dir $$(@D)
+	$(PY) -m $(2) --config experiments/$(EXP)/$(1).yaml --seed $$* --run_dir $$(@D)
 
 endef
 $(foreach name,ppo ppo-length ppo-pessimistic,$(eval $(call arm,$(name),rl.train)))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -97,13 +96,6 @@ def use_plain_attention(model: torch.nn.Module) -> None:
     """For training in bfloat16 on a CPU: there the backward pass of torch's fused attention is some 15 times as slow as
     plain products (torch 2.13; 40 % of a training step of friend-base, experiments/LOG.md)."""
     (model.get_base_model() if isinstance(model, PeftModel) else model).set_attn_implementation("eager")
-
-
-def leave_casting_to_autocast(model: torch.nn.Module) -> None:
-    """For training an adapter under autocast, where peft would cast what comes to float32 only to have it cast back."""
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
 
 
 def load_policy(name: str, dtype: str = "float32", quantization: str | None = None, adapter: str = "default"):

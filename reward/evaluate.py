@@ -48,6 +48,9 @@ class EvaluateConfig(RunConfig):
     reward_model_path: str = field(
         default="runs/tiny/reward-s1", metadata={"help": "a run, a shipped name or a hub id"}
     )
+    other_seeds: list[str] = field(
+        default_factory=list, metadata={"help": "the same recipe's other seeds: adds the mean and spread of all"}
+    )
     data_root: str | None = field(default=None, metadata={"help": "directory of the corpora; else ICEBREAKER_DATA"})
     max_rows: int = field(default=3000, metadata={"help": "true replies of a corpus to score at most"})
     seed: int = 0
@@ -71,6 +74,7 @@ class Measure:
     aim: float | None = None
     at_most: bool = False
     note: str = ""
+    others: list[float] = field(default_factory=list)  # of other seeds
 
     def verdict(self) -> str:
         if self.bar is None:
@@ -79,26 +83,37 @@ class Measure:
 
 
 def main(config: EvaluateConfig) -> None:
-    run = start_run(config, stage="reward-eval", seed=config.seed, parents=[resolve(config.reward_model_path)])
-    scorer = load_scorer(config.reward_model_path)
-    root = data_root(config.data_root)
-    measures = []
-    for measure in (human_engagement, convai, rated_turns, true_replies, named_emotions, calibration, probes):
-        if measure is not probes and root is None:
-            print(f"{measure.__name__} left out: it needs the corpora; set ICEBREAKER_DATA")
-            continue
-        found = measure(scorer, root, config, run.dir)
-        for m in found:
-            print(line(m))
-        measures += found
-    table = "| measure | value | 95 % interval | bar | aim | bar reached |\n|---|---|---|---|---|---|\n"
-    table += "".join(row(m) for m in measures)
+    models = [config.reward_model_path, *config.other_seeds]
+    run = start_run(config, stage="reward-eval", seed=config.seed, parents=[resolve(model) for model in models])
+    measures = measured(config.reward_model_path, config, run.dir)
+    for i, model in enumerate(config.other_seeds):
+        print(model)
+        (run.dir / f"other-{i + 1}").mkdir(exist_ok=True)
+        for m, other in zip(measures, measured(model, config, run.dir / f"other-{i + 1}"), strict=True):
+            m.others.append(other.value)
+    seeds = f" mean ± deviation of {len(models)} seeds |" if config.other_seeds else ""
+    table = f"| measure | value |{seeds} 95 % interval | bar | aim | bar reached |\n"
+    table += "|---" * table.count("|", 1, -1) + "|\n" + "".join(row(m) for m in measures)
     write_whole(run.dir / "table.md", table)
     figures = {m.name: round(m.value, 4) for m in measures}
     write_whole(run.dir / "evaluation.json", json.dumps([vars(m) for m in measures], indent=1) + "\n")
     run.table("reward_eval", ["measure", "value", "bar", "aim"], [[m.name, m.value, m.bar, m.aim] for m in measures])
     finish_run(run, figures)
     print(json.dumps(figures))
+
+
+def measured(model: str, config: EvaluateConfig, folder: Path) -> list[Measure]:
+    """Everything that can be measured on this machine, printed as it comes."""
+    scorer, root, measures = load_scorer(model), data_root(config.data_root), []
+    for measure in (human_engagement, convai, rated_turns, true_replies, named_emotions, calibration, probes):
+        if measure is not probes and root is None:
+            print(f"{measure.__name__} left out: it needs the corpora; set ICEBREAKER_DATA")
+            continue
+        found = measure(scorer, root, config, folder)
+        for m in found:
+            print(line(m))
+        measures += found
+    return measures
 
 
 # ------------------------------------------------------------------------------------------------ people
@@ -323,7 +338,9 @@ def row(m: Measure) -> str:
     interval = f"{m.low:.3f} to {m.high:.3f}" if m.low is not None else ""
     sign = "≤ " if m.at_most else "≥ "
     bar, aim = (f"{sign}{x:g}" if x is not None else "" for x in (m.bar, m.aim))
-    return f"| {m.name} | {m.value:.3f} | {interval} | {bar} | {aim} | {m.verdict()} |\n"
+    every = [m.value, *m.others]
+    seeds = f" {np.mean(every):.3f} ± {np.std(every, ddof=1):.3f} |" if m.others else ""
+    return f"| {m.name} | {m.value:.3f} |{seeds} {interval} | {bar} | {aim} | {m.verdict()} |\n"
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_c
 from models.load import (
     MINILM_HUB,
     encoder_path,
-    leave_casting_to_autocast,
     load_classifier,
     load_reward_adapter,
     load_scorer,
     use_plain_attention,
 )
+from models.lora import fuse, leave_casting_to_autocast
 from models.pair import ARCHITECTURES
 from models.scorer import AGGREGATES, PRESETS, Scorer, encode
 from reward.emotions import DISENGAGED, labels_and_weights
@@ -260,6 +260,7 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
             return reaction
         return reaction + EMOTION_COEF * emotion_loss(outputs.emotion_logits.float(), labels[:, 2 + K :])
 
+    fuse(scorer.model)
     if config.bf16:
         leave_casting_to_autocast(scorer.model)
     if config.bf16 and not torch.cuda.is_available() and scorer.architecture == "cross_encoder":

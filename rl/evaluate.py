@@ -221,7 +221,7 @@ class Evaluator:
             trees, logp = prefix_trees(*batch, self.policy.config._attn_implementation), {}
             for name in (adapter, REFERENCE):
                 with reading(self.policy, name), self.autocast():
-                    logp[name] = trees.response_log_p(trees.read(self.policy, self.temperature)[0])
+                    logp[name] = trees.rows(trees.read(self.policy, self.temperature)[0])
             kl_B[index] = (logp[adapter] - logp[REFERENCE]).sum(1)
         return kl_B
 

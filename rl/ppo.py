@@ -9,6 +9,7 @@ al. 2019), the N+ implementation details (Huang et al. 2024).
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -41,9 +42,46 @@ def kl_estimate(logp_BT: torch.Tensor, ref_logp_BT: torch.Tensor, estimator: str
     raise ValueError(f"kl_estimator is {estimator!r}, not k1 or k3")
 
 
-def entropy(log_p: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of distributions given by their log-probabilities [..., V]: [...]."""
-    return -(log_p.exp() * log_p).sum(-1)
+def log_p_and_entropy(
+    logits_NV: torch.Tensor, ids_N: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of ids_N, and entropy in nats, of softmax(logits / temperature): [N] and [N], fp32.
+
+    Gradients flow through the log-probability alone. Nothing of the vocabulary's size is kept but the logits.
+    """
+    return _LogP.apply(logits_NV, ids_N, temperature)
+
+
+class _LogP(torch.autograd.Function):
+    """Some rows at a time, so that what stands between the logits and two numbers stays in a processor's cache."""
+
+    @staticmethod
+    def parts(logits_NV: torch.Tensor) -> Iterator[slice]:
+        rows = max(1, 2**19 // logits_NV.shape[1])
+        return (slice(start, start + rows) for start in range(0, len(logits_NV), rows))
+
+    @staticmethod
+    def forward(ctx, logits_NV, ids_N, temperature):
+        log_p_N, entropy_N, log_z_N = logits_NV.new_empty(3, len(logits_NV), dtype=torch.float32)
+        for part in _LogP.parts(logits_NV):
+            x = logits_NV[part].float() / temperature
+            log_z_N[part] = log_z = x.logsumexp(-1)
+            log_p_N[part] = x.gather(-1, ids_N[part, None]).squeeze(-1) - log_z
+            entropy_N[part] = log_z - ((x - log_z[:, None]).exp_() * x).sum(-1)
+        ctx.save_for_backward(logits_NV, ids_N, log_z_N)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_N)
+        return log_p_N, entropy_N
+
+    @staticmethod
+    def backward(ctx, grad_N, _):
+        """d log p(i) / d logit(j) = ([i = j] - p(j)) / temperature."""
+        logits_NV, ids_N, log_z_N = ctx.saved_tensors
+        grad_NV, grad_N = torch.empty_like(logits_NV), grad_N.float() / ctx.temperature
+        for part in _LogP.parts(logits_NV):
+            grad = (logits_NV[part].float() / ctx.temperature - log_z_N[part, None]).exp_() * -grad_N[part, None]
+            grad_NV[part] = grad.scatter_add_(-1, ids_N[part, None], grad_N[part, None])
+        return grad_NV, None, None
 
 
 def token_rewards(score_B: torch.Tensor, kl_BT: torch.Tensor, mask_BT: torch.Tensor, kl_coef: float) -> torch.Tensor:

@@ -15,7 +15,6 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
-from rl import ppo
 from rl.tree import PrefixTrees, prefix_trees
 
 #: The policy's two adapters, by the names that trl's GRPO and DPO give them.
@@ -70,11 +69,9 @@ class PolicyWithValueHead(nn.Module):
         """log-probabilities, entropies (of the distribution at `temperature`) and values of the response, each [B, T], 0 off
         the mask."""
         trees = prefix_trees(query_BP, query_mask_BP, response_BT, mask_BT, self.policy.config._attn_implementation)
-        log_p_NV, states_NH = trees.read(self.policy, temperature)
-        with torch.no_grad():
-            entropy_N = ppo.entropy(log_p_NV)
+        log_p_N, entropy_N, states_NH = trees.read(self.policy, temperature)
         values_N = self.value_model(states_NH, trees).float()
-        return trees.response_log_p(log_p_NV), trees.rows(entropy_N), trees.rows(values_N)
+        return trees.rows(log_p_N), trees.rows(entropy_N), trees.rows(values_N)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,8 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from data.scenes import Scene
 from data.source import write_whole
 from experiments.run import Run
-from models.load import leave_casting_to_autocast, use_plain_attention
+from models.load import use_plain_attention
+from models.lora import fuse, leave_casting_to_autocast
 from models.sampling import decode, sample
 from models.scorer import Scorer
 from rl import ppo
@@ -139,6 +140,7 @@ class OpenerPPOTrainer(PPOTrainer):
             [*scenes, *val_scenes],
             self.prompts + val_prompts,
         )
+        fuse(policy)
         if args.bf16:
             leave_casting_to_autocast(policy)
             if args.device.type == "cpu":
@@ -419,7 +421,7 @@ class OpenerPPOTrainer(PPOTrainer):
                 rollout.logp_BT[index], _, rollout.values_BT[index] = wrapper(*batch, args.temperature)
             with reading(policy, REFERENCE), self.autocast():
                 trees = prefix_trees(*batch, policy.config._attn_implementation)
-                rollout.ref_logp_BT[index] = trees.response_log_p(trees.read(policy, args.temperature)[0])
+                rollout.ref_logp_BT[index] = trees.rows(trees.read(policy, args.temperature)[0])
 
     def _shaped(self, score_B: torch.Tensor) -> torch.Tensor:
         if self.config.normalize_score:

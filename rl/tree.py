@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from models.sampling import each_once
+from rl.ppo import log_p_and_entropy
 
 #: Tokens of a tree, about: attention's cost grows with their square, what is repeated shrinks with their number (LOG).
 TOKENS = 256
@@ -33,9 +34,9 @@ class PrefixTrees:
     response_N: torch.Tensor
     mask_BT: torch.Tensor
 
-    def read(self, policy: nn.Module, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [N, V] of what could stand in the responses' places, and the trunk's states [N, H] before
-        them. Of all other places no logits are computed."""
+    def read(self, policy: nn.Module, temperature: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the responses' tokens the log-probabilities [N], the entropies [N] of what could stand in their places, and
+        the trunk's states [N, H] before them. Of all other places no logits are computed."""
         trunk, kept = policy.get_base_model().base_model, {}
 
         def keep(module, inputs, output):
@@ -48,15 +49,11 @@ class PrefixTrees:
             logits_NV = policy(**self.inputs).logits[0]
         finally:
             hook.remove()
-        return torch.log_softmax(logits_NV.float() / temperature, -1), kept["states"]
+        return *log_p_and_entropy(logits_NV, self.response_N, temperature), kept["states"]
 
     def states(self, output) -> torch.Tensor:
         """Of a trunk's output on `inputs`, the states before the response tokens: [N, H]."""
         return output.last_hidden_state.flatten(0, 1)[self.before_N]
-
-    def response_log_p(self, log_p_NV: torch.Tensor) -> torch.Tensor:
-        """Those of what does stand there: [B, T]."""
-        return self.rows(log_p_NV.gather(-1, self.response_N[:, None]).squeeze(-1))
 
     def rows(self, x_N: torch.Tensor) -> torch.Tensor:
         """In its place of [B, T], 0 off the mask."""
@@ -158,7 +155,7 @@ def check_reading(policy: nn.Module) -> None:
     training = [module for module in policy.modules() if module.training]
     policy.eval()  # a fresh adapter's dropout is on, and would be another one in each reading
     try:
-        found = trees.response_log_p(trees.read(policy, 1.0)[0])
+        found = trees.rows(trees.read(policy, 1.0)[0])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{name} cannot read with a mask and places of its caller's ({error!r}), which rl/ needs"

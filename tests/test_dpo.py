@@ -101,7 +101,7 @@ def test_the_reference_is_the_sft_adapter_as_we_read_it(make):
         mask = torch.tensor([[True] * len(ids) + [False] * (T - len(ids)) for ids in responses])
         trees = prefix_trees(*left_pad(prompts, evaluator.tokenizer.pad_token_id), response, mask, "sdpa")
         with torch.no_grad(), reading(evaluator.policy, REFERENCE):
-            ours = trees.response_log_p(trees.read(evaluator.policy, temperature=1.0)[0]).sum(1)
+            ours = trees.rows(trees.read(evaluator.policy, temperature=1.0)[0]).sum(1)
         found = [by_prompt[tuple(prompt)] for prompt in prompts]
         assert [row[f"{side}_ids"] for row in found] == responses
         assert [row[f"ref_{side}_logps"] for row in found] == pytest.approx(ours.tolist(), abs=1e-4)

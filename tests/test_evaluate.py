@@ -110,3 +110,19 @@ def test_without_the_corpora_the_probes_are_left_and_said_so(tmp_path, monkeypat
         m["name"] for m in json.loads((tmp_path / "eval" / "evaluation.json").read_text())
     }
     assert "| probes, all 210 |" in (tmp_path / "eval" / "table.md").read_text()
+
+
+def test_other_seeds_add_mean_and_deviation_and_leave_the_first_ones_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("ICEBREAKER_DATA", raising=False)
+    signs = {"a": 1, "b": -1, "c": 1}  # the longer reply, the shorter one
+    monkeypatch.setattr(evaluate, "load_scorer", lambda name: Known(lambda row: signs[name] * len(row["response"])))
+    monkeypatch.setattr(evaluate, "resolve", lambda name: "a/hub-id")
+    folder = tmp_path / "eval"
+    evaluate.main(evaluate.EvaluateConfig(reward_model_path="a", other_seeds=["b", "c"], run_dir=str(folder)))
+    probes = next(m for m in json.loads((folder / "evaluation.json").read_text()) if m["name"] == "probes, all 210")
+    longer, shorter, again = probes["value"], *probes["others"]
+    assert longer == again and longer + shorter == pytest.approx(1, abs=0.05)  # but for pairs of like length
+    mean, deviation = (2 * longer + shorter) / 3, abs(longer - shorter) / 3**0.5
+    assert f"| {longer:.3f} | {mean:.3f} ± {deviation:.3f} |" in (folder / "table.md").read_text()
+    first, second = ((folder / name / "probes.jsonl").read_text() for name in ("", "other-1"))
+    assert first != second

@@ -98,7 +98,7 @@ def test_trl_reads_what_we_read_under_left_padding(make):
                 evaluator.policy, ids, mask, samples.response_BT.shape[1]
             )
         with torch.no_grad(), reading(evaluator.policy, name):
-            expected = trees.response_log_p(trees.read(evaluator.policy, temperature=0.7)[0])
+            expected = trees.rows(trees.read(evaluator.policy, temperature=0.7)[0])
         assert torch.allclose(found[name][samples.mask_BT], expected[samples.mask_BT], atol=1e-4), name
         for row in (0, 7):  # and as each one reads alone, without padding
             own, size = ids[row][mask[row].bool()], int(samples.mask_BT[row].sum())

@@ -61,10 +61,29 @@ def test_the_estimates_agree_with_the_kl_they_estimate():
         assert torch.isclose((p * ppo.kl_estimate(p.log(), q.log(), estimator)).sum(), exact)
 
 
-def test_entropy_by_hand():
-    # ln 2 of two alike; 1/2 ln 2 + 2 * 1/4 ln 4 = 3/2 ln 2
-    p = torch.tensor([[0.5, 0.5, 1e-30], [0.5, 0.25, 0.25]], dtype=torch.float64)
-    assert torch.allclose(ppo.entropy(p.log()), math.log(2) * torch.tensor([1, 1.5]).double())
+def test_log_p_and_entropy_by_hand():
+    # ln 2 of two alike; 1/2 ln 2 + 2 * 1/4 ln 4 = 3/2 ln 2. At temperature 2, logits of 2 ln p are those of p.
+    p = torch.tensor([[0.5, 0.5, 1e-30], [0.5, 0.25, 0.25]])
+    log_p, entropy = ppo.log_p_and_entropy(2 * p.log(), torch.tensor([1, 2]), temperature=2.0)
+    assert torch.allclose(log_p, -math.log(2) * torch.tensor([1.0, 2]))
+    assert torch.allclose(entropy, math.log(2) * torch.tensor([1, 1.5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 7, 700])  # of 2,000 tokens: parts of 262 rows
+def test_log_p_and_its_gradient_are_those_of_log_softmax(size, dtype):
+    logits = (5 * torch.randn(size, 2000)).to(dtype).requires_grad_()
+    ids, weight = torch.randint(2000, (size,)), torch.randn(size)
+    found, entropy = ppo.log_p_and_entropy(logits, ids, 0.7)
+    (found * weight).sum().backward()
+    gradient, logits.grad = logits.grad, None
+    distribution = torch.distributions.Categorical(logits=logits.double() / 0.7)
+    expected = distribution.log_prob(ids)
+    (expected * weight).sum().backward()
+    assert torch.allclose(found, expected.float(), atol=1e-4, rtol=1e-5)
+    assert torch.allclose(entropy, distribution.entropy().float(), atol=1e-4, rtol=1e-5)
+    assert gradient.dtype == dtype and torch.allclose(gradient, logits.grad, atol=1e-5, rtol=1e-2)
+    assert not entropy.requires_grad
 
 
 def test_explained_variance_by_hand():

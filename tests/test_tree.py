@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from torch.distributions import Categorical
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rl import tree
@@ -66,8 +67,8 @@ def test_it_is_what_each_reads_alone(family, attention, case, tokens, monkeypatc
     weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1)) * mask
 
     trees = prefix_trees(query, query_mask, response, mask, attention)
-    log_p_NV, states_NH = trees.read(lm, TEMPERATURE)
-    found = trees.response_log_p(log_p_NV)
+    log_p_N, entropy_N, states_NH = trees.read(lm, TEMPERATURE)
+    found = trees.rows(log_p_N)
     (found * weight).sum().backward()
     gradients = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
 
@@ -82,7 +83,7 @@ def test_it_is_what_each_reads_alone(family, attention, case, tokens, monkeypatc
     (expected * weight).sum().backward()
 
     assert torch.allclose(found, expected, atol=1e-5) and (found[~mask] == 0).all()
-    assert torch.allclose(log_p_NV, torch.cat(distributions), atol=1e-5)
+    assert torch.allclose(entropy_N, Categorical(logits=torch.cat(distributions)).entropy(), atol=1e-5)
     assert torch.allclose(states_NH, torch.cat(states), atol=1e-5)
     for name, p in lm.named_parameters():
         if p.grad is not None:
