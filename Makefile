@@ -33,7 +33,8 @@ JUDGED := $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$
 # All of TRAINED, of any seed, start from these: their recipes name them.
 PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 
-# Each run keeps a copy of its recipe, replaced only when its text changes, so that timestamps alone retrain nothing.
+# Each run keeps a copy of its recipe, replaced only when more than comments changes, so that a timestamp retrains nothing.
+keys = sed 's/ *\#.*//; /^$$/d' $(1)
 GOALS := $(filter sft reward person $(TRAINED) compare sweep,$(MAKECMDGOALS))
 ifneq ($(GOALS),)
 $(if $(wildcard experiments/$(EXP)/.),,$(error EXP=$(EXP): no folder experiments/$(EXP); there are: $(notdir $(wildcard experiments/*))))
@@ -45,7 +46,8 @@ STARTED := $(if $(filter sft,$(GOALS)),$(SFT)) $(if $(filter reward,$(GOALS)),$(
 	$(if $(filter $(TRAINED) compare sweep,$(GOALS)),$(RUNS)/sft-s1 $(RUNS)/reward-s1)
 $(foreach run,$(sort $(STARTED)),$(shell \
 	recipe=experiments/$(EXP)/$(firstword $(subst -feedback, ,$(subst -s, ,$(notdir $(run))))).yaml; \
-	mkdir -p $(run); cmp -s $$recipe $(run)/recipe.yaml || cp $$recipe $(run)/recipe.yaml))
+	mkdir -p $(run); touch -a $(run)/recipe.yaml; \
+	[ "$$($(call keys,$$recipe))" = "$$($(call keys,$(run)/recipe.yaml))" ] || cp $$recipe $(run)/recipe.yaml))
 endif
 
 .PHONY: help bot data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare sweep walkthrough sync dashboard leet board chat serve chat-web feedback-report publish docker person judge judge-human test test-slow lint format clean

@@ -55,11 +55,16 @@ def test_a_changed_ppo_recipe_reruns_ppo_alone(checkout):
     assert stages(make(checkout, "ppo")) == ["rl.train"]
 
 
-def test_a_touched_recipe_with_the_same_text_reruns_nothing(checkout):
+def test_a_touched_recipe_or_another_comment_reruns_nothing(checkout):
     make(checkout, "ppo")
     finish(checkout, "sft-s1", "reward-s1", "ppo-s1")
-    (checkout / "experiments" / "tiny" / "sft.yaml").touch()
+    recipe = checkout / "experiments" / "tiny" / "sft.yaml"
+    recipe.touch()
     assert stages(make(checkout, "ppo")) == []
+    recipe.write_text("# another comment\n\n" + recipe.read_text().replace("seed: 1", "seed: 1 # and one here"))
+    assert stages(make(checkout, "ppo")) == []
+    recipe.write_text(recipe.read_text().replace("seed: 1", "seed: 11"))
+    assert stages(make(checkout, "ppo")) == ["sft.train", "rl.train"]
 
 
 def test_an_unfinished_stage_runs_again_alone_with_what_follows(checkout):
