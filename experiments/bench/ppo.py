@@ -55,7 +55,7 @@ from data import sample
 from data.scenes import Scene, scenes_of
 from experiments.bench import reward
 from experiments.bench.side import Rounds, Side, Turns, averaged, matmul_peak, paired, rounded, show, spread
-from experiments.run import Run
+from experiments.run import Run, keep_freed_memory
 from models.load import load_scorer, load_tokenizer
 from models.scorer import Scorer, encode
 from rl.evaluate import opener_prompt, opinions
@@ -254,6 +254,7 @@ def load(
 
 def train_ours(turns: Turns, rounds: int, is_bf16: bool, **settings) -> dict:
     """Our trainer's updates; returns the mean seconds of each phase and the necessary FLOPs of an episode."""
+    keep_freed_memory()  # as each of our stages begins
     with tempfile.TemporaryDirectory() as directory:
         dtype = "bfloat16" if is_bf16 else "float32"
         parts = load(turns, directory, rounds, is_bf16=is_bf16, dtype=dtype, **settings)
