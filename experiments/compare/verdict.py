@@ -106,7 +106,7 @@ def costs(values: dict[str, Estimate]) -> list[str]:
         told = "" if e.side else "; the interval does not tell that from none"
         share = values["probes"].value
         said.append(
-            f"At the manipulation probes it is worse than SFT: the kind reply is likelier in {share:.0%} of them (against "
+            f"At the manipulation probes it stands below SFT: the kind reply is likelier in {share:.0%} of them (against "
             f"SFT {signed(e)}{told})."
         )
     for key, what in (
