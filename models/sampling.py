@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+#: Rows that have ended leave when no more than this share of the batch goes on.
+LEAVE_AT = 0.75
 
 
 @dataclass
@@ -41,7 +45,8 @@ def sample(
 ) -> Samples:
     """One response for each prompt (token ids), at `temperature` (0 is greedy), without top-k or top-p.
 
-    `keys` name the samples for the noise; by default their row numbers. Rows that have ended leave the batch.
+    `keys` name the samples for the noise; by default their row numbers. Rows that have ended leave the batch, some at once:
+    each leave copies what is left of the cache.
     Raises ValueError when a prompt is empty or does not fit the model's context with `max_new_tokens`.
     """
     device = model.device
@@ -67,8 +72,9 @@ def sample(
     places = positions(mask)
 
     response = torch.full((B, max_new_tokens), pad_token_id, device=device)
-    live = torch.arange(B, device=device)  # the rows still going on
-    cache = DynamicCache(config=model.config)
+    live = torch.arange(B, device=device)  # the rows in the batch
+    going = torch.ones(B, dtype=torch.bool, device=device)  # those of them that have not ended
+    cache = roomy_cache(model.config, max_new_tokens)
     for t in range(max_new_tokens):
         logits = model(
             input_ids=ids,
@@ -83,13 +89,14 @@ def sample(
             cache.batch_select_indices(of_B)
         noise = uniform(seed, keys[live.cpu().numpy()], t)
         token = draw(logits, temperature, torch.from_numpy(noise).to(device))
-        response[live, t] = token
-        going = token != eos_token_id
+        response[live[going], t] = token[going]
+        going &= token != eos_token_id
         if not going.any():
             break
-        if not going.all():
+        if going.sum() <= LEAVE_AT * len(going):
             live, token, mask, places = live[going], token[going], mask[going], places[going]
             cache.batch_select_indices(going.nonzero().squeeze(1))
+            going = going[going]
         ids, places = token[:, None], places[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
 
@@ -98,6 +105,39 @@ def sample(
     size = torch.where(ended, (response == eos_token_id).int().argmax(1) + 1, max_new_tokens)
     T = int(size.max())
     return Samples(response[:, :T], torch.arange(T, device=device)[None] < size[:, None], ended)
+
+
+def roomy_cache(config, room: int) -> DynamicCache:
+    """A cache with room for `room` more tokens than it is first given; transformers' own is copied at every step."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values [rows, heads, tokens, width] as the beginning of larger blocks, into which new tokens are written."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.blocks = room, []
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, new = self.get_seq_length(), (key_states, value_states)
+        end = start + key_states.shape[-2]
+        if not self.blocks or end > self.blocks[0].shape[-2]:
+            self.blocks = [x.new_empty(*x.shape[:2], end + self.room, x.shape[-1]) for x in new]
+            if start:
+                self.blocks[0][:, :, :start], self.blocks[1][:, :, :start] = self.keys, self.values
+        for block, x in zip(self.blocks, new, strict=True):
+            block[:, :, start:end] = x
+        self.keys, self.values = (block[:, :, :end] for block in self.blocks)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.blocks = []  # of the old rows
 
 
 def say(

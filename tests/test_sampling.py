@@ -13,8 +13,9 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.cache_utils import DynamicLayer
 
-from models.sampling import decode, draw, sample, uniform
+from models.sampling import RoomyLayer, decode, draw, sample, uniform
 
 V, EOS, PAD, CONTEXT = 23, 1, 0, 64
 SIZES = {
@@ -99,6 +100,19 @@ def test_seeds_and_keys_make_the_difference():
     assert len({tuple(ids) for ids, _ in by_key}) > 4
     assert responses(model, same, seed=4) != by_key
     assert responses(model, same, keys=[7] * 8)[0] == by_key[7]
+
+
+def test_a_roomy_layer_holds_what_transformers_does():
+    roomy, plain = RoomyLayer(room=3), DynamicLayer()
+    for step, rows in enumerate([None, None, [0, 0, 2], None, None, [1], None, None, None]):  # past the room, twice
+        for layer in (roomy, plain):
+            if rows:
+                layer.batch_select_indices(torch.tensor(rows))
+        size = (4 if plain.get_seq_length() == 0 else len(plain.keys), 2, 5 if step == 0 else 1, 6)
+        new = torch.randn(size), torch.randn(size)
+        for found, expected in zip(roomy.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(found, expected)
+        assert roomy.get_seq_length() == plain.get_seq_length() == 5 + step
 
 
 def test_one_token_may_be_both_pad_and_end():
