@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
-from experiments.bench.ppo import Shape, full_length, random_friend, train_ours
+from experiments.bench.ppo import AFTER, Shape, full_length, random_friend, train_ours
 from experiments.bench.side import Side, averaged, rounded
 
 ROUNDS = 2
@@ -77,7 +77,7 @@ def point(shape: Shape, rounds: int, scorer: str) -> dict:
             changed=full_length(shape),
             is_bf16=False,
         )
-        seconds = averaged([side.round() for _ in range(rounds + 1)][1:])
+        seconds = averaged([side.round() for _ in range(1 + rounds + AFTER)][1 : 1 + rounds])
         done = side.finish()
     return rounded(
         {

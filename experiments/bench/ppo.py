@@ -17,11 +17,12 @@ model is, as its own always is, a second full trunk, trained in full.
 With these settings it makes fewer optimizer steps than ours (one where ours makes four): its forward and backward
 passes are as many.
 
-Episodes a second are of the measured updates alone: no evaluation, no checkpoint. The ratio is the mean over paired
-rounds. Memory is the peak above what loading policy, adapters and scorer takes, building the trainer included. The phases
-are ours: generate, score, forward (old policy, reference, values), update. FLOPs are those of a row for each opener (what
-reading a beginning once saves is not taken off) whose prompt and response have S = P + T tokens, with W weights in the
-trunk's linear layers, O in the output's, A in the adapter, L layers of width H, E epochs:
+Episodes a second are of the measured updates alone: no evaluation, no checkpoint, and neither the first update, which
+warms up, nor the last, in which stock steps at every micro-batch. The ratio is the mean over paired rounds. Memory is
+the peak above what loading policy, adapters and scorer takes, building the trainer included. The phases are ours:
+generate, score, forward (old policy, reference, values), update. FLOPs are those of a row for each opener (what
+reading a beginning once saves is not taken off) whose prompt and response have S = P + T tokens, with W weights in
+the trunk's linear layers, O in the output's, A in the adapter, L layers of width H, E epochs:
 
     f = 2 S W + 2 S^2 L H + 2 T O           one forward pass; attention is causal; outputs are of the response alone
     f                                       generation: a pass with a cache, adapter merged
@@ -67,6 +68,9 @@ from sft.tokenizer import train_tokenizer
 ROUNDS = 5
 RECIPE = Path("experiments/tiny/ppo.yaml")
 CONTEXT = 512
+#: Updates at the end that are not counted: in the last one stock's dataloader is at its end, accelerate then steps at every
+#: micro-batch, and its value model makes that twice as long.
+AFTER = 1
 PHASES = ("generate", "score", "forward", "update")
 
 
@@ -114,7 +118,7 @@ def compared(title: str, rounds: int, **settings) -> dict:
     is_bf16 = settings.setdefault("is_bf16", False)
     peak = matmul_peak(torch.bfloat16 if is_bf16 else torch.float32)
     ours, stock = Side(train_ours, rounds=rounds, **settings), Side(train_stock, rounds=rounds, **settings)
-    pairs = paired(ours, stock, rounds, title)
+    pairs = paired(ours, stock, rounds, title, AFTER)
     ours, stock = ours.finish(), stock.finish()
     ours_s, stock_s = (averaged(side) for side in zip(*pairs, strict=True))
     ratios = [b["seconds"] / a["seconds"] for a, b in pairs]
@@ -227,7 +231,7 @@ def load(
     is_bf16: bool,
     dtype: str = "float32",
 ) -> Parts:
-    """The parts for `rounds` + 1 updates of the tiny recipe with `changed` settings.
+    """The parts for 1 + `rounds` + AFTER updates of the tiny recipe with `changed` settings.
 
     The scenes are the sample's for training, or even ones of `prompt` tokens.
     """
@@ -239,7 +243,7 @@ def load(
     args.bf16, args.disable_tqdm, args.report_to, args.num_sample_generations = is_bf16, True, [], 0
     args.eval_strategy = args.save_strategy = "no"
     args.eval_steps = args.save_steps = None
-    args.total_episodes = (rounds + 1) * args.per_device_train_batch_size * args.gradient_accumulation_steps
+    args.total_episodes = (1 + rounds + AFTER) * args.per_device_train_batch_size * args.gradient_accumulation_steps
     config = OpenerConfig(**config | {"model_dtype": dtype})
     tokenizer = load_tokenizer(friend)
     scenes = scenes_of("sample", "train") if prompt is None else even_scenes(tokenizer, prompt, 2 * 64)
@@ -265,7 +269,7 @@ def train_ours(turns: Turns, rounds: int, is_bf16: bool, **settings) -> dict:
         )
         trainer.add_callback(Rounds(turns))
         trainer.train()
-    updates = [row for row in rows if "time/update_s" in row][1:]  # the first is the warm-up
+    updates = [row for row in rows if "time/update_s" in row][1 : 1 + rounds]
     length = mean(row["response/length"] for row in updates)
     prompt = mean(map(len, trainer.prompts))
     return {

@@ -93,15 +93,15 @@ class Rounds(TrainerCallback):
                 self.turns.begin()
 
 
-def paired(ours: Side, stock: Side, rounds: int, title: str) -> list[tuple[dict, dict]]:
+def paired(ours: Side, stock: Side, rounds: int, title: str, after: int = 0) -> list[tuple[dict, dict]]:
     """(ours, stock) of each round, one after the other, who goes first alternating. A first round is not counted: it
-    warms both up, so the sides need to be ready for `rounds` + 1."""
+    warms both up. Nor are `after` rounds at the end. So the sides need to be ready for 1 + `rounds` + `after`."""
     pairs = []
-    for i in tqdm(range(rounds + 1), desc=title, unit="pair of rounds"):
+    for i in tqdm(range(1 + rounds + after), desc=title, unit="pair of rounds"):
         first, second = (ours, stock) if i % 2 else (stock, ours)
         done = {first: first.round(), second: second.round()}
         pairs.append((done[ours], done[stock]))
-    return pairs[1:]
+    return pairs[1 : 1 + rounds]
 
 
 def spread(values: list[float]) -> float:
