@@ -34,6 +34,8 @@ class Fused(LoraVariant):
         """result + scaling * B A x."""
         low = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x)) * module.scaling[active_adapter]
         B = module.lora_B[active_adapter].weight
+        if not torch.is_autocast_enabled(x.device.type):
+            result = result.to(low.dtype)  # a base in bfloat16 under an adapter in float32: peft adds in the latter
         return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), B.T).view(result.shape)
 
     @staticmethod

@@ -49,6 +49,18 @@ def test_under_autocast_it_is_as_near_as_peft_is():
     assert 0 < off[1] <= 2 * off[0]
 
 
+def test_a_base_in_another_precision_is_added_to_as_peft_does():
+    model = adapted()
+    for name, p in model.named_parameters():
+        if "lora_" not in name:
+            p.data = p.data.bfloat16()
+    logits, gradients = reading(model)
+    fuse(model)
+    found, learnt = reading(model)
+    assert found.dtype == torch.bfloat16 and torch.allclose(found, logits, rtol=0.02, atol=1e-3)
+    assert learnt.keys() == gradients.keys()
+
+
 @pytest.mark.parametrize("safe", [False, True])
 def test_it_merges_and_unmerges(safe):
     model = adapted()
