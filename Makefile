@@ -70,7 +70,7 @@ base-open: $(VENV)/installed  ## a base from corpora that allow commercial use a
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with what people liked
-friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; half an hour)
+friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; under an hour)
 	test -f runs/friend-reward/reward-s$(SEED)/summary.json || \
 		$(PY) -m reward.train --config experiments/friend-reward/reward.yaml --seed $(SEED)
 reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run, OTHERS=its other seeds (ICEBREAKER_DATA)

@@ -38,14 +38,7 @@ from data import emotions
 from data.dialogue import EMOTIONS, SPLITS
 from data.order import EpochOrder
 from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
-from models.load import (
-    MINILM_HUB,
-    encoder_path,
-    load_classifier,
-    load_reward_adapter,
-    load_scorer,
-    use_plain_attention,
-)
+from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer, use_plain_attention
 from models.lora import fuse, leave_casting_to_autocast
 from models.pair import ARCHITECTURES
 from models.scorer import AGGREGATES, PRESETS, Scorer, encode
@@ -140,9 +133,6 @@ def main(config: RewardConfig) -> None:
     labels, weights = labels_and_weights(config.preset)
 
     model, tokenizer = make_model(config, labels)
-    for name, module in model.named_modules():
-        if config.encoder_dropout is not None and isinstance(module, torch.nn.Dropout) and "lora_" not in name:
-            module.p = config.encoder_dropout
     scorer = Scorer(
         model, tokenizer, labels, weights, config.preset, config.max_length,
         num_members=config.num_members, aggregate=config.aggregate, architecture=config.architecture,
@@ -260,6 +250,10 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
             return reaction
         return reaction + EMOTION_COEF * emotion_loss(outputs.emotion_logits.float(), labels[:, 2 + K :])
 
+    if config.encoder_dropout is not None:
+        for name, module in scorer.model.named_modules():
+            if isinstance(module, torch.nn.Dropout) and "lora_" not in name:
+                module.p = config.encoder_dropout
     fuse(scorer.model)
     if config.bf16:
         leave_casting_to_autocast(scorer.model)
