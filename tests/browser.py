@@ -41,7 +41,8 @@ def watched(browser: Browser, url: str, expected: str = "$^", viewport: dict = D
         yield page
     finally:
         context.close()
-    assert [line for line in wrong if not re.search(expected, line)] == []
+    wrong = [line for line in wrong if not re.search(expected, line)]
+    assert not wrong, "the page logged, showed or asked for:\n" + "\n".join(wrong)
 
 
 #: Texts below 4.5:1 against the nearest background behind them (WCAG 1.4.3), and borders of fields below 3:1 (1.4.11).
