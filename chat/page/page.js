@@ -135,8 +135,7 @@ async function open(event) {
 /** "care" or "honesty" where these words of a person get a fixed answer, else "model". */
 async function kindOf(words, signal) {
   const turns = words.map((content) => ({ role: "user", content }));
-  const answer = await ask("mood", { turns }, signal).catch(() => null);
-  return answer ? (await answer.json()).kind : "model";
+  return (await heard(turns, signal))?.kind ?? "model";
 }
 
 function column(model, n) {
@@ -322,14 +321,24 @@ async function* pieces(turn, signal) {
   }
 }
 
+/** {kind, mood} of turns; null where the server does not say, or the page is left before it has said all: the reply's own
+    request says what is wrong. */
+async function heard(turns, signal) {
+  try {
+    return await (await ask("mood", { turns }, signal)).json();
+  } catch {
+    return null;
+  }
+}
+
 /** Asks what the person's messages sound like, and whether `turn` is what a model says or a fixed answer. */
 async function look(turn) {
   const mine = chat;
   const turns = before(turn);
   if (!turns.some(({ role }) => role === "user")) return;
-  const answer = await ask("mood", { turns }).catch(() => null); // the reply's own request says what is wrong
+  const answer = await heard(turns);
   if (!answer || mine !== chat) return;
-  const { kind, mood } = await answer.json();
+  const { kind, mood } = answer;
   $("mood").hidden = false;
   $("mood-name").textContent = mood.name;
   measure("low", mood.negative);
