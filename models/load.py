@@ -163,7 +163,7 @@ def load_scorer(
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies matrices in it (a CPU with AMX or AVX-512 BF16, a GPU since Ampere), or float32."""
+    """bfloat16 where the device multiplies matrices in it (a CPU by AMX or AVX-512, a GPU since Ampere), else float32."""
     if torch.device(device).type == "cuda":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
