@@ -24,6 +24,7 @@ from data.order import EpochOrder
 from data.scenes import prompt_messages, scenes_of
 from experiments.run import Run, RunConfig, StopsAtNan, finish_run, last_checkpoint, parse_config, start_run
 from models.load import load_base, load_tokenizer, name_base, resolve, use_plain_attention
+from models.lora import fuse
 from models.sampling import prompt_ids, say
 
 
@@ -96,6 +97,7 @@ def make_trainer(
     set_seed(args.seed)
     tokenizer = load_tokenizer(config.model_name_or_path, args.chat_template_path)
     model = lora_model(config)
+    fuse(model)
     if args.bf16 and args.device.type == "cpu":
         use_plain_attention(model)
     data = {name: chats(part, config, tokenizer, args.max_length) for name, part in splits.items()}
