@@ -191,22 +191,27 @@ class Speaker:
 
 
 def load_speaker(
-    name: str, temperature: float, role: str = "friend", max_new_tokens: int = 48, batch_size: int = 64
+    name: str,
+    temperature: float,
+    role: str = "friend",
+    max_new_tokens: int = 48,
+    batch_size: int = 64,
+    dtype: str = "float32",
 ) -> Speaker:
     """A run, shipped model or base; its adapter merged, for speed."""
-    model = load_policy(name)
+    model = load_policy(name, dtype)
     model = model.merge_and_unload() if isinstance(model, PeftModel) else model
     model = model.cuda() if torch.cuda.is_available() else model
     instruction = INSTRUCTIONS[settings_of(name).get("instruction", "friend")]
     return Speaker(model.eval(), load_tokenizer(name), role, instruction, temperature, max_new_tokens, batch_size)
 
 
-def load_person(path: str, temperature: float = 0.7, max_new_tokens: int = 48, batch_size: int = 64) -> Speaker:
+def load_person(path: str, temperature: float = 0.7, **settings) -> Speaker:
     """The simulated person. ValueError for a run that learnt the friend's turns."""
     role = settings_of(path).get("role", "person")
     if role != "person":
         raise ValueError(f"{path} learnt the {role}'s turns: person_path is an SFT run with role: person (make person)")
-    return load_speaker(path, temperature, "person", max_new_tokens, batch_size)
+    return load_speaker(path, temperature, "person", **settings)
 
 
 # ------------------------------------------------------------------------------------------ talks

@@ -47,6 +47,10 @@ class CompareConfig(RunConfig):
         metadata={"help": "reads the person's emotions: a scorer whose head for them was trained"},
     )
     reward_dtype: str = field(default="float32", metadata={"help": f"of proxy and gold, one of {DTYPES}"})
+    model_dtype: str = field(
+        default="float32",
+        metadata={"help": "of all who write, adapters merged; in bfloat16 they are the models that write"},
+    )
     arms: list[str] = field(
         default_factory=lambda: list(ARMS), metadata={"help": f"some of {', '.join(ARMS)}, best-of-n"}
     )

@@ -48,6 +48,7 @@ class Asked:
     reward_model_path: str
     gold_model_path: str | None
     reward_dtype: str
+    model_dtype: str
     instruction: str
     temperature: float
     response_length: int
@@ -239,7 +240,7 @@ class Measured:
         """A model, its adapter merged in; those that all need are kept."""
         if name in self.models:
             return self.models[name]
-        model = load_policy(name)
+        model = load_policy(name, self.asked.model_dtype)
         model = (model.merge_and_unload() if isinstance(model, PeftModel) else model).to(self.device).eval()
         if name in (self.asked.sft_model_path, base_of(self.asked.sft_model_path)):
             check_lengths(model.config.max_position_embeddings, self.asked.response_length, self.scenes, self.prompts)

@@ -39,7 +39,7 @@ def talked(config: "CompareConfig", gold: str, scenes: list[Scene], who: list[Sp
     there = {of(row) for row in found}
     missing = [s for s in speakers if (s.arm, s.seed) not in there]
     if missing:
-        size = {"max_new_tokens": config.response_length, "batch_size": config.batch_size}
+        size = {"max_new_tokens": config.response_length, "batch_size": config.batch_size, "dtype": config.model_dtype}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         judge, proxy, emotions = (
             load_scorer(name, device, dtype=config.reward_dtype)
@@ -71,7 +71,7 @@ def talkers(arms: list[str], who: list[Speaker]) -> list[Speaker]:
 def key(config: "CompareConfig", gold: str, scenes: list[Scene], speaker: Speaker) -> str:
     names = (
         "temperature", "person_temperature", "response_length", "talk_samples", "talk_turns", "instruction", "reward_dtype",
-        "seed",
+        "model_dtype", "seed",
     )  # fmt: skip
     asked = {name: getattr(config, name) for name in names}
     models = config.person_model_path, gold, config.reward_model_path, config.emotion_model_path
