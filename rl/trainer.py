@@ -46,6 +46,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from data.scenes import Scene
 from data.source import write_whole
 from experiments.run import Run
+from models.linear import use_onednn
 from models.load import use_plain_attention
 from models.lora import fuse, leave_casting_to_autocast
 from models.sampling import decode, sample
@@ -141,7 +142,10 @@ class OpenerPPOTrainer(PPOTrainer):
             self.prompts + val_prompts,
         )
         fuse(policy)
-        if args.bf16:
+        use_onednn(scorer.model)
+        if not args.bf16:
+            use_onednn(policy)
+        else:
             leave_casting_to_autocast(policy)
             if args.device.type == "cpu":
                 use_plain_attention(policy)
