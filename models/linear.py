@@ -1,7 +1,7 @@
 """Linear layers in float32 on a CPU, multiplied by oneDNN.
 
-torch leaves float32 to MKL, which uses half of the vector width of processors that are not Intel's: on an AMD EPYC with
-AVX-512 one core multiplies at 113 GFLOP/s by MKL and at 255 by oneDNN, which comes with torch too (experiments/LOG.md).
+torch leaves float32 to MKL, which is slow on processors that are not Intel's: on an AMD EPYC with AVX-512 one core
+multiplies at 113 GFLOP/s by MKL and at 255 by oneDNN, which comes with torch too (experiments/LOG.md).
 
 Axes: the last is a layer's input or output, those before it are batch and tokens.
 """
