@@ -4,8 +4,11 @@ Axes: the last is a layer's input or output, those before it are batch and token
 """
 
 import torch
-from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
+from peft.tuners.lora import layer
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+
+from models.linear import Linear, linear
 
 
 def leave_casting_to_autocast(model: torch.nn.Module) -> None:
@@ -20,9 +23,9 @@ def fuse(model: torch.nn.Module) -> None:
     numbers of A x: peft scales, and then adds, the layer's whole output. Layers in 8 or 4 bits, DoRA and the like stay as
     they are."""
     for module in model.modules():
-        if isinstance(module, Linear):
-            for name, layer in module.lora_B.items():
-                if name not in module.lora_variant and layer.bias is None:
+        if isinstance(module, layer.Linear):
+            for name, B in module.lora_B.items():
+                if name not in module.lora_variant and B.bias is None:
                     module.lora_variant[name] = Fused()
 
 
@@ -36,6 +39,8 @@ class Fused(LoraVariant):
         B = module.lora_B[active_adapter].weight
         if not torch.is_autocast_enabled(x.device.type):
             result = result.to(low.dtype)  # a base in bfloat16 under an adapter in float32: peft adds in the latter
+        if type(module.get_base_layer()) is Linear:
+            return result + linear(low, B)
         return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), B.T).view(result.shape)
 
     @staticmethod

@@ -65,9 +65,12 @@ class _LogP(torch.autograd.Function):
         log_p_N, entropy_N, log_z_N = logits_NV.new_empty(3, len(logits_NV), dtype=torch.float32)
         for part in _LogP.parts(logits_NV):
             x = logits_NV[part].float() / temperature
-            log_z_N[part] = log_z = x.logsumexp(-1)
+            top = x.amax(-1, keepdim=True)
+            weight = (x - top).exp_()
+            sum_N = weight.sum(-1)
+            log_z_N[part] = log_z = top.squeeze(-1) + sum_N.log()
             log_p_N[part] = x.gather(-1, ids_N[part, None]).squeeze(-1) - log_z
-            entropy_N[part] = log_z - ((x - log_z[:, None]).exp_() * x).sum(-1)
+            entropy_N[part] = log_z - weight.mul_(x).sum(-1) / sum_N
         ctx.save_for_backward(logits_NV, ids_N, log_z_N)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy_N)

@@ -46,6 +46,8 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 from data.scenes import Scene
 from data.source import write_whole
 from experiments.run import Run
+from models.compiled import compile_layers
+from models.linear import use_onednn
 from models.load import use_plain_attention
 from models.lora import fuse, leave_casting_to_autocast
 from models.sampling import decode, sample
@@ -141,7 +143,10 @@ class OpenerPPOTrainer(PPOTrainer):
             self.prompts + val_prompts,
         )
         fuse(policy)
-        if args.bf16:
+        use_onednn(scorer.model)
+        if not args.bf16:
+            use_onednn(policy)
+        else:
             leave_casting_to_autocast(policy)
             if args.device.type == "cpu":
                 use_plain_attention(policy)
@@ -164,6 +169,8 @@ class OpenerPPOTrainer(PPOTrainer):
         if args.gradient_checkpointing:  # stock takes the setting and does nothing with it
             policy.gradient_checkpointing_enable()
             policy.train()  # where layers checkpoint; stock has set every dropout to 0
+        if args.torch_compile:
+            compile_layers(self.model, args.device)
         self.accelerator.gradient_accumulation_steps = 1  # we scale the loss ourselves
         self.sampler.model.to(self.accelerator.device)
         self.end_token_id = tokenizer.eos_token_id if self.stop_token_id is None else self.stop_token_id
@@ -599,8 +606,6 @@ def check(config: OpenerConfig, args: PPOConfig, scenes: list[Scene], processes:
         raise ValueError(f"missing_eos_penalty is {args.missing_eos_penalty}: it is subtracted, so 0 or more")
     if config.kl_target is not None and args.kl_coef <= 0:
         raise ValueError(f"kl_coef is {args.kl_coef}: kl_target adapts it by factors, so it must start above 0")
-    if args.torch_compile:
-        raise ValueError("torch_compile: PPO runs eagerly, there is no compiled mode; leave it out")
 
 
 def check_kl(kl: float, limit: float, update: int) -> None:

@@ -46,7 +46,7 @@ class PrefixTrees:
 
         hook = trunk.register_forward_hook(keep)
         try:
-            logits_NV = policy(**self.inputs).logits[0]
+            logits_NV = policy(**self.inputs).logits.squeeze(0)  # [0] would copy their gradient
         finally:
             hook.remove()
         return *log_p_and_entropy(logits_NV, self.response_N, temperature), kept["states"]
@@ -128,16 +128,21 @@ def tree(
 
 
 def cuts(prompts: Sequence[tuple[int, ...]], responses: Sequence[list[int]]) -> list[int]:
-    """Where trees begin and the last one ends: of about TOKENS and of like size, openers of a scene (neighbours with the
-    same prompt) in one."""
+    """Where trees begin and the last one ends: of about TOKENS, or fewer where that leaves less padding, and openers of a
+    scene (neighbours with the same prompt) in one."""
     begins = [row for row in range(len(prompts)) if row == 0 or prompts[row] != prompts[row - 1]]
     root = len(os.path.commonprefix(prompts))
     size = [
         len(prompts[a]) - root + sum(map(len, responses[a:b])) for a, b in itertools.pairwise([*begins, len(prompts)])
     ]
-    middle = np.cumsum(size) - np.array(size) / 2
-    number = max(1, round(sum(size) / max(TOKENS // 2, TOKENS - root)))
-    tree_of = (middle * number / sum(size)).astype(int)
+    size, number = np.array(size), max(1, round(sum(size) / max(TOKENS // 2, TOKENS - root)))
+    share = (np.cumsum(size) - size / 2) / size.sum()
+
+    def tokens(tree_of: np.ndarray) -> int:  # with the padding up to the largest tree
+        trees = np.bincount(tree_of, size)
+        return (trees > 0).sum() * (root + trees.max())
+
+    tree_of = min(((share * n).astype(int) for n in range(number, 2 * number + 1)), key=tokens)
     return [begins[i] for i in np.flatnonzero(np.diff(tree_of, prepend=-1))] + [len(prompts)]
 
 

@@ -22,8 +22,8 @@ from rl.trainer import OpenerConfig
 
 PPO = {
     "episodes_per_s", "stock_episodes_per_s", "ratio", "ratio_std", "peak_mb_above_loading", "stock_peak_mb_above_loading",
-    "memory_ratio", "generate_s", "score_s", "forward_s", "update_s", "response_tokens", "gflop_per_episode",
-    "matmul_peak_gflops", "share_of_peak",
+    "memory_ratio", "generate_s", "score_s", "forward_s", "update_s", "first_update_s", "response_tokens",
+    "gflop_per_episode", "matmul_peak_gflops", "share_of_peak",
 }  # fmt: skip
 
 

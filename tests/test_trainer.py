@@ -513,6 +513,33 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(make, monkeypatch):
         same_run(again, alone)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_it_is_the_same_run_and_goes_on_as_the_same(make, checkpointing):
+    torch._dynamo.reset()
+    settings = {"average_decay": 0.5}, {"gradient_checkpointing": checkpointing, "adam_epsilon": 1e-5}
+    eager = make("eager", config=settings[0], **settings[1])
+    eager.train()
+    compiled = make("compiled", config=settings[0], torch_compile=True, **settings[1])
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    compiled.train()
+    assert graphs["unique_graphs"] > 0
+    assert len(rows(compiled)) == len(rows(eager)) == 3 + 3
+    for row, other in zip(rows(compiled), rows(eager), strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+
+    stopped = make("stopped", config=settings[0], torch_compile=True, save_steps=1, **settings[1])
+    stopped._leave_if_told = lambda done: 1 / (done < 1)  # at the end of the first update
+    with pytest.raises(ZeroDivisionError):
+        stopped.train()
+    assert [path.name for path in checkpoints(stopped.run.dir)] == ["checkpoint-1"]
+    torch._dynamo.reset()  # as in a process of its own
+    again = make("stopped", config=settings[0], torch_compile=True, save_steps=1, **settings[1])
+    again.train()
+    same_run(again, compiled)
+
+
 @forks
 def test_sigterm_saves_before_leaving(make, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
@@ -656,7 +683,6 @@ def test_settings_that_cannot_work_are_refused(make):
         ({"response_length": 0}, "response_length is 0"),
         ({"missing_eos_penalty": -1.0}, "missing_eos_penalty is -1.0"),
         ({"kl_coef": 0.0}, "kl_coef is 0.0: kl_target adapts it by factors"),
-        ({"torch_compile": True}, "torch_compile: PPO runs eagerly"),
         ({"processes": 3}, "gradient_accumulation_steps 2 must be divisible by the 3 processes"),
         ({"processes": 2, "num_mini_batches": 8}, "num_mini_batches 8 must divide .* = 8 / 2 processes"),
     ],
@@ -664,7 +690,7 @@ def test_settings_that_cannot_work_are_refused(make):
 def test_a_key_that_cannot_work_is_named(changed, message):
     settings = SimpleNamespace(
         total_episodes=8, num_ppo_epochs=1, num_mini_batches=1, response_length=4, missing_eos_penalty=None, kl_coef=0.1,
-        per_device_train_batch_size=4, gradient_accumulation_steps=2, temperature=1.0, torch_compile=False, processes=1,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, temperature=1.0, processes=1,
     )  # fmt: skip
     vars(settings).update(changed)
     with pytest.raises(ValueError, match=message):

@@ -103,8 +103,11 @@ def test_trees_are_of_like_size_and_split_no_scene():
     found = tree.cuts(prompts, responses)
     assert found[0] == 0 and found[-1] == 160 and all(row % 4 == 0 for row in found)
     sizes = [len(tree.tree(prompts[a:b], responses[a:b])[0]) for a, b in itertools.pairwise(found)]
-    assert len(sizes) == 3 and max(sizes) < 1.2 * tree.TOKENS and max(sizes) - min(sizes) < 40
+    assert len(sizes) == 4 and max(sizes) < 1.2 * tree.TOKENS and max(sizes) - min(sizes) < 40
+    assert len(sizes) * max(sizes) < 1.05 * sum(sizes)  # little is padding
     assert tree.cuts([(1,)], [[2] * 900]) == [0, 1]
+    even = [(*range(20), *[scene] * 20) for scene in range(16)]  # three trees would be of five or six: a tenth padding
+    assert tree.cuts(even, [[5] * 32] * 16) == [0, 4, 8, 12, 16]
 
 
 def test_a_model_that_takes_no_mask_is_refused():

@@ -11,6 +11,9 @@ minibatches:
              writes num_generations openers for each of 16 scenes, which share its reading; stock one for each of 64.
     apart    the same with 64 scenes on both sides.
 
+In the first two ours is compiled (torch_compile: true). first_update_s says what that costs: the first validation and the
+first update with all of the compiling, none of which is counted elsewhere.
+
 Stock feeds its reward model the policy's token ids; here that model is a bridge, which finds the scene by its prompt,
 decodes the response and asks our scorer (in float32 in the first setting, as the recipe has it in the others). Its value
 model is, as its own always is, a second full trunk, trained in full.
@@ -34,8 +37,8 @@ with mean lengths; share_of_peak is these over the time taken and the measured p
 
 Prints, last, one line of JSON: {"fp32": {...}, "bf16": {...}, "scenes": {...}, "apart": {...}}, each with episodes_per_s,
 stock_episodes_per_s, ratio, ratio_std, peak_mb_above_loading, stock_peak_mb_above_loading, memory_ratio, generate_s,
-score_s, forward_s, update_s, response_tokens, gflop_per_episode, matmul_peak_gflops, share_of_peak. About fifteen minutes
-on two cores.
+score_s, forward_s, update_s, first_update_s, response_tokens, gflop_per_episode, matmul_peak_gflops, share_of_peak. About
+fifteen minutes on two cores.
 """
 
 import os
@@ -97,7 +100,7 @@ def bench(
     shapes = shape or Shape()
     with tempfile.TemporaryDirectory() as path:
         made = random_friend(Path(path), shapes)
-        fixed = {"friend": made, "prompt": shapes.prompt, "changed": full_length(shapes)}
+        fixed = {"friend": made, "prompt": shapes.prompt, "changed": full_length(shapes), "is_compiled": True}
         ends = {"stop_token": "eos", "gradient_accumulation_steps": 4}
         if shape:
             ends["num_generations"] = 2
@@ -113,12 +116,14 @@ def bench(
         }
 
 
-def compared(title: str, rounds: int, **settings) -> dict:
-    """Figures of one setting: both sides in paired rounds."""
+def compared(title: str, rounds: int, is_compiled: bool = False, **settings) -> dict:
+    """Figures of one setting: both sides in paired rounds, ours compiled or not."""
     is_bf16 = settings.setdefault("is_bf16", False)
     peak = matmul_peak(torch.bfloat16 if is_bf16 else torch.float32)
-    ours, stock = Side(train_ours, rounds=rounds, **settings), Side(train_stock, rounds=rounds, **settings)
+    ours = Side(train_ours, rounds=rounds, is_compiled=is_compiled, **settings)
+    stock = Side(train_stock, rounds=rounds, **settings)
     pairs = paired(ours, stock, rounds, title, AFTER)
+    first_s = ours.first["seconds"]
     ours, stock = ours.finish(), stock.finish()
     ours_s, stock_s = (averaged(side) for side in zip(*pairs, strict=True))
     ratios = [b["seconds"] / a["seconds"] for a, b in pairs]
@@ -132,6 +137,7 @@ def compared(title: str, rounds: int, **settings) -> dict:
             "stock_peak_mb_above_loading": stock["peak_mb"],
             "memory_ratio": ours["peak_mb"] / stock["peak_mb"],
             **{f"{phase}_s": ours[phase] for phase in PHASES},
+            "first_update_s": first_s,
             "response_tokens": ours["response_tokens"],
             "gflop_per_episode": ours["flops"] / 1e9,
             "matmul_peak_gflops": peak / 1e9,
@@ -256,12 +262,13 @@ def load(
 # ------------------------------------------------------------------------------------------------ the two sides
 
 
-def train_ours(turns: Turns, rounds: int, is_bf16: bool, **settings) -> dict:
+def train_ours(turns: Turns, rounds: int, is_bf16: bool, is_compiled: bool = False, **settings) -> dict:
     """Our trainer's updates; returns the mean seconds of each phase and the necessary FLOPs of an episode."""
     keep_freed_memory()  # as each of our stages begins
     with tempfile.TemporaryDirectory() as directory:
         dtype = "bfloat16" if is_bf16 else "float32"
         parts = load(turns, directory, rounds, is_bf16=is_bf16, dtype=dtype, **settings)
+        parts.args.torch_compile = is_compiled
         rows, listener = [], Listener(parts.scorer)
         run = Run(Path(directory), "bench", "episode", SimpleNamespace(log=rows.append))
         trainer = OpenerPPOTrainer(

@@ -12,12 +12,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from statistics import mean, stdev
 
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback
+
+from models.linear import linear
 
 
 class Side:
@@ -27,6 +30,7 @@ class Side:
         context = multiprocessing.get_context("spawn")
         self.name = work.__qualname__
         self.pipe, theirs = context.Pipe()
+        self.first = None  # its first round
         self.process = context.Process(target=_run, args=(theirs, torch.get_num_threads(), work, settings), daemon=True)
         self.process.start()
         theirs.close()
@@ -35,7 +39,9 @@ class Side:
         """One round's seconds, and whatever the work counted in it."""
         with contextlib.suppress(BrokenPipeError):  # `_receive` says it
             self.pipe.send("go")
-        return self._receive()
+        done = self._receive()
+        self.first = self.first or done
+        return done
 
     def finish(self) -> dict:
         """After the last round: what the work returned, and `peak_mb`, memory at its peak above what loading took."""
@@ -110,9 +116,9 @@ def spread(values: list[float]) -> float:
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """FLOP/s of a matrix product on this machine, the best of ten."""
+    """FLOP/s of a matrix product on this machine, the best of ten, by torch's own way or ours (models/linear.py)."""
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(10))
+    return 2 * size**3 / min(timed(partial(way, a, b)) for way in (torch.mm, linear) for _ in range(10))
 
 
 def timed(work: Callable) -> float:
