@@ -33,8 +33,8 @@ JUDGED := $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$
 # All of TRAINED, of any seed, start from these: their recipes name them.
 PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 
-# What EXP's base has to be made from first.
-BASE := $(if $(filter small,$(EXP)),models/pretrained/smollm2/config.json)
+# The base that experiments/small and what came out of it stand on, and that has to be made first.
+BASE := $(if $(filter small,$(EXP))$(findstring small,$(RUN) $(MODEL)),models/pretrained/smollm2/config.json)
 
 # Each run keeps a copy of its recipe, replaced only when more than comments changes, so that a timestamp retrains nothing.
 keys = sed 's/ *\#.*//; /^$$/d' $(1)
@@ -159,10 +159,10 @@ judge: $(VENV)/installed  ## a judge model's win rate of RUN against its SFT: JU
 judge-human: $(VENV)/installed  ## the same numbers of your own verdicts, on PAIRS (50) blind pairs; RUN, AGAINST
 	@$(PY) -m experiments.judge_human --run $(JUDGED) $(if $(AGAINST),--against $(AGAINST)) $(if $(PAIRS),--pairs $(PAIRS))
 
-chat: $(VENV)/installed  ## talk to the friend in the terminal: RUN=friend-ppo, or a run
+chat: $(VENV)/installed $(BASE)  ## talk to the friend in the terminal: RUN=friend-ppo, or a run
 	@$(PY) -m chat.terminal --models $(RUN) $(if $(FEEDBACK),--feedback_file $(FEEDBACK))
 
-serve: $(VENV)/installed  ## the page and an OpenAI-compatible server: RUN=friend-ppo and others, PORT=8000, FEEDBACK=a file
+serve: $(VENV)/installed $(BASE)  ## the page and an OpenAI-compatible server: RUN=friend-ppo and others, PORT=8000, FEEDBACK=a file
 	@$(PY) -m chat.server --run $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),friend-ppo friend-sft) \
 		--port $(PORT) $(if $(FEEDBACK),--feedback_file $(FEEDBACK))
 
@@ -178,7 +178,7 @@ publish: $(VENV)/installed  ## send RUN to REPO=user/name on a hub (HF_TOKEN, HF
 docker:  ## the image of server and bot (compose.yaml starts them); TORCH_INDEX=https://pypi.org/simple for CUDA
 	docker build --tag icebreaker $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
 
-bot: $(VENV)/installed  ## the friend in Telegram: TG_BOT_TOKEN, MODEL=a run or shipped name (friend-ppo); chat/telegram.py
+bot: $(VENV)/installed $(BASE)  ## the friend in Telegram: TG_BOT_TOKEN, MODEL=a run or shipped name (friend-ppo); chat/telegram.py
 	@MODEL=$(if $(filter command environment,$(firstword $(origin MODEL))),"$(MODEL)",friend-ppo) $(PY) telegram_bot.py
 
 test: $(VENV)/installed  ## the tests (under 4 minutes on two cores)
