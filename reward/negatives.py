@@ -5,7 +5,8 @@
     moment      another turn of the same dialogue, of the same speaker
     corrupted   words shuffled, cut off amid the sentence, or a word, a phrase or the whole said again and again
     unwelcome   a line of reward/unwelcome.jsonl (manipulation, flattery, intrusion, coldness, boilerplate, dullness) in
-                the reply's place, or added to it
+                the reply's place, or added to it; "How lovely!" and the like likewise, whatever was said, which
+                policies say too often where a reward takes them for warmth (kind gushing)
     spoilt      shouted, flooded with emoji, stuffed with glad words, or turned into an interrogation
     machine     what a small language model says in the reply's place: whole sentences, often without sense, in the very
                 style of the openers that PPO starts from. A reward that never saw any takes them for people's
@@ -31,6 +32,8 @@ UNWELCOME = Path(__file__).parent / "unwelcome.jsonl"
 KINDS = {
     "swapped": 1.0, "nearest": 0.9, "moment": 0.7, "corrupted": 0.95, "unwelcome": 0.95, "spoilt": 0.9, "machine": 0.8,
 }  # fmt: skip
+#: A gushing line is in its place at times, and what stands beside it may still be answered.
+GUSHING = 0.6
 NEAREST = 50
 GLAD = """happy love joy wonderful amazing great awesome beautiful excited smile fun sweet lovely fantastic best perfect
 friend sunshine hug yay""".split()
@@ -122,7 +125,8 @@ def unwelcome_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> 
         text, response = line["text"], rows[i]["response"]
         if line["kind"] not in ("generic", "cold") and rng.random() < 0.5:
             text = f"{text} {response}" if rng.random() < 0.5 else f"{response} {text}"
-        made.append(_spoil(rows[i], i, "unwelcome", text))
+        spoilt = _spoil(rows[i], i, "unwelcome", text)
+        made.append({**spoilt, "disengaged": GUSHING} if line["kind"] == "gushing" else spoilt)
     return made
 
 
