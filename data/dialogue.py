@@ -107,6 +107,13 @@ def system_text(instruction: str, profile: tuple[str, ...] | list[str] = ()) -> 
     return "\n".join(part for part in (instruction, about) if part)
 
 
+def scene_messages(instruction: str, profile: list[str], context: list[str]) -> list[dict[str, str]]:
+    """Chat messages that ask for the friend's next turn, after a context whose last turn is the person's."""
+    speakers = ("user", "assistant") if len(context) % 2 else ("assistant", "user")
+    turns = [{"role": speakers[i % 2], "content": text} for i, text in enumerate(context)]
+    return [{"role": "system", "content": system_text(instruction, profile)}, *turns]
+
+
 def messages(dialogue: Dialogue, instruction: str, role: str = "friend") -> list[dict[str, str]]:
     """Chat messages with `role`'s turns as the assistant's: the form that chat templates and trl take.
 

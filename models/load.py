@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from models.likelihood import Likelihood
+from models.linear import use_onednn
 from models.pair import ARCHITECTURES, PairClassifier
 from models.scorer import DTYPES, TEXT_WEIGHTS, LengthScorer, Scorer
 
@@ -143,7 +145,8 @@ def load_scorer(
     most where their deviation is .7) or auto: bfloat16 where the device multiplies matrices in it, else float32.
 
     A model without scorer.json is read with preset `text`, its labels weighted by their names, lower-cased; ValueError
-    names a label that preset does not know. An adapter is merged into its encoder: the same scores, fewer products.
+    names a label that preset does not know. An adapter is merged into its encoder: the same scores, fewer products. The
+    language model beside it, where scorer.json names one, is read in bfloat16 wherever that is fast.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, not one of {DTYPES}")
@@ -153,6 +156,10 @@ def load_scorer(
     tokenizer = AutoTokenizer.from_pretrained(path)
     saved = Path(path) / "scorer.json"
     settings = json.loads(saved.read_text()) if saved.exists() else None
+    likelihood = (settings or {}).pop("likelihood", None)
+    if likelihood:
+        settings["likelihood"] = load_likelihood(likelihood.pop("model"), device)
+        settings["likelihood_weights"] = likelihood
     if aggregate and (settings or {}).get("num_members", 1) < 2:
         raise ValueError(f"reward_aggregate is {aggregate!r}, but {path} has no members to disagree: leave it out")
     if aggregate:
@@ -166,6 +173,15 @@ def load_scorer(
     trunk = model.bert if isinstance(model, PairClassifier) else model
     trunk.to(fast_dtype(device) if dtype == "auto" else getattr(torch, dtype))
     return Scorer(model.to(device), tokenizer, **(settings or _text_settings(model.config, path)))
+
+
+def load_likelihood(name: str, device: str | torch.device = "cpu") -> Likelihood:
+    """A causal LM that speaks as the friend, an adapter merged into it, to read utterances with."""
+    dtype = fast_dtype(device)
+    model = load_policy(name, str(dtype).removeprefix("torch."))
+    model = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    use_onednn(model)
+    return Likelihood(name, model.eval().to(device), load_tokenizer(name))
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:

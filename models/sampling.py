@@ -15,6 +15,9 @@ from transformers.cache_utils import DynamicLayer
 
 #: Rows that have ended leave when no more than this share of the batch goes on.
 LEAVE_AT = 0.75
+#: The last place's logits, by index: cut out by a slice, its states would lie apart, and torch copies the head's weights for
+#: each row of such a batch.
+LAST = torch.tensor([-1])
 
 
 @dataclass
@@ -60,15 +63,11 @@ def sample(
             f"prompt {row} has {lengths[row]} tokens; with max_new_tokens {max_new_tokens} it exceeds the model's context "
             f"of {context}: shorten the scene's profile or lower max_new_tokens"
         )
-    B, P = len(prompts), int(lengths.max())
+    B = len(prompts)
     keys = np.arange(B) if keys is None else np.asarray(keys)
     different, of_B = each_once(prompts)  # a prompt of several samples is read once
     of_B = of_B.to(device)
-    ids = torch.full((len(different), P), pad_token_id, device=device)
-    mask = torch.zeros((len(different), P), dtype=torch.long, device=device)
-    for row, prompt in enumerate(different):
-        ids[row, P - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, P - len(prompt) :] = 1
+    ids, mask = left_pad(different, pad_token_id, device)
     places = positions(mask)
 
     response = torch.full((B, max_new_tokens), pad_token_id, device=device)
@@ -82,7 +81,7 @@ def sample(
             position_ids=places,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=LAST,
         ).logits[:, -1]
         if t == 0 and len(different) < B:
             logits, mask, places = logits[of_B], mask[of_B], places[of_B]
@@ -153,6 +152,17 @@ def say(
 def prompt_ids(tokenizer, chat: list[dict[str, str]]) -> list[int]:
     """Token ids of a chat, up to and with the mark that opens the model's turn."""
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids_BT and mask_BT (1 on real tokens) of prompts that end together."""
+    T = max(map(len, prompts))
+    ids_BT = torch.full((len(prompts), T), pad_token_id, device=device)
+    mask_BT = torch.zeros((len(prompts), T), dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        ids_BT[row, T - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask_BT[row, T - len(prompt) :] = 1
+    return ids_BT, mask_BT
 
 
 def positions(mask_BT: torch.Tensor) -> torch.Tensor:

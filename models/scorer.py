@@ -8,20 +8,25 @@ preset, the longest text in tokens, and the temperature found on validation. Two
     text       labels are emotions of the utterance itself. The score is the weighted sum: positive (joy, surprise)
                less negative (disgust, fear, anger), in [-1, 1]. The original recipe's reward.
 
+Beside a classifier with preset `reaction` a language model may stand as a second witness (models/likelihood.py): what it
+says of an utterance lowers the logit of the worst label by w . features + b, fitted on validation by reward/train.py.
+
 Several members (heads on one encoder) make an ensemble, whose score is their mean, the mean less the standard deviation
 ("pessimistic") or the minimum (Coste et al. 2023, section 3.2).
 
-Axes: B rows, K members, R labels (reactions), E emotions.
+Axes: B rows, K members, R labels (reactions), E emotions, F features of the language model.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.likelihood import FEATURES, Likelihood
 
 PRESETS = ("reaction", "text")
 AGGREGATES = ("mean", "pessimistic", "min")
@@ -97,6 +102,8 @@ class Scorer:
     num_members: int = 1
     aggregate: str = "mean"
     architecture: str = "cross_encoder"
+    likelihood: Likelihood | None = None
+    likelihood_weights: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*FEATURES, "bias"), 0.0))
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -110,6 +117,10 @@ class Scorer:
             )
         if self.preset == "reaction" and not all(0 < weight < 1 for weight in self.weights):
             raise ValueError(f"weights are {self.weights}: each must lie between 0 and 1, so that the logit is finite")
+        if self.likelihood and self.preset != "reaction":
+            raise ValueError("a language model is given, but preset text reads an utterance alone: it knows no moment")
+        if self.likelihood and set(self.likelihood_weights) != {*FEATURES, "bias"}:
+            raise ValueError(f"likelihood weighs {sorted(self.likelihood_weights)}, not {FEATURES} and bias")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}, but must be above 0")
 
@@ -145,7 +156,14 @@ class Scorer:
 
     def _probs(self, rows: list[dict], batch_size: int) -> torch.Tensor:
         """probs_BKR at the fitted temperature; of an empty response, the worst label for certain."""
-        probs_BKR = (self.logits(rows, batch_size) / self.temperature).softmax(-1)
+        logits_BKR = self.logits(rows, batch_size) / self.temperature
+        if self.likelihood:
+            features_BF, weights = self.likelihood.features(rows), self.likelihood_weights
+            worst = self.weights.index(min(self.weights))
+            logits_BKR = with_evidence(
+                logits_BKR, features_BF, [weights[name] for name in FEATURES], weights["bias"], worst
+            )
+        probs_BKR = logits_BKR.softmax(-1)
         alone = encode(self.tokenizer, [{"context": [], "response": ""}, *rows], self.max_length, "text")
         ids = [row["input_ids"] for row in alone]
         empty = [not row["response"].strip() or x == ids[0] for row, x in zip(rows, ids[1:], strict=True)]
@@ -190,7 +208,17 @@ class Scorer:
         """Writes scorer.json alone."""
         names = ("preset", "labels", "weights", "max_length", "temperature", "num_members", "aggregate", "architecture")
         settings = {name: self.__dict__[name] for name in names}
+        if self.likelihood:
+            settings["likelihood"] = {"model": self.likelihood.name, **self.likelihood_weights}
         (Path(directory) / "scorer.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def with_evidence(logits_BKR: torch.Tensor, features_BF: torch.Tensor, weights_F, bias, worst: int) -> torch.Tensor:
+    """The logits, that of label `worst` lowered by w . features + b: were a feature the log-odds that a reply belongs to its
+    moment, Bayes' rule would ask for just this."""
+    shift_BK = (features_BF @ torch.as_tensor(weights_F) + bias)[:, None].expand(logits_BKR.shape[:2])
+    is_worst_R = torch.arange(logits_BKR.shape[-1]) == worst
+    return logits_BKR - shift_BK[..., None] * is_worst_R
 
 
 class LengthScorer:

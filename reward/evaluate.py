@@ -83,13 +83,13 @@ class Measure:
 
 
 def main(config: EvaluateConfig) -> None:
-    models = [config.reward_model_path, *config.other_seeds]
+    models, memory = [config.reward_model_path, *config.other_seeds], {}
     run = start_run(config, stage="reward-eval", seed=config.seed, parents=[resolve(model) for model in models])
-    measures = measured(config.reward_model_path, config, run.dir)
+    measures = measured(config.reward_model_path, config, run.dir, memory)
     for i, model in enumerate(config.other_seeds):
         print(model)
         (run.dir / f"other-{i + 1}").mkdir(exist_ok=True)
-        for m, other in zip(measures, measured(model, config, run.dir / f"other-{i + 1}"), strict=True):
+        for m, other in zip(measures, measured(model, config, run.dir / f"other-{i + 1}", memory), strict=True):
             m.others.append(other.value)
     seeds = f" mean ± deviation of {len(models)} seeds |" if config.other_seeds else ""
     table = f"| measure | value |{seeds} 95 % interval | bar | aim | bar reached |\n"
@@ -102,9 +102,12 @@ def main(config: EvaluateConfig) -> None:
     print(json.dumps(figures))
 
 
-def measured(model: str, config: EvaluateConfig, folder: Path) -> list[Measure]:
-    """Everything that can be measured on this machine, printed as it comes."""
+def measured(model: str, config: EvaluateConfig, folder: Path, memory: dict[str, dict]) -> list[Measure]:
+    """Everything that can be measured on this machine, printed as it comes. `memory` keeps what a language model beside
+    the classifier has read, by its name: for other seeds it is the same one."""
     scorer, root, measures = load_scorer(model), data_root(config.data_root), []
+    if scorer.likelihood:
+        scorer.likelihood.memory = memory.setdefault(scorer.likelihood.name, {})
     for measure in (human_engagement, convai, rated_turns, true_replies, named_emotions, calibration, probes):
         if measure is not probes and root is None:
             print(f"{measure.__name__} left out: it needs the corpora; set ICEBREAKER_DATA")

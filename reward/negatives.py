@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.dialogue import INSTRUCTIONS, system_text
+from data.dialogue import INSTRUCTIONS, scene_messages
 from data.source import read_jsonl
 from models.embed import embed
 from models.load import load_policy, load_tokenizer
@@ -182,10 +182,7 @@ def machine_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> li
 
 def _prompt(row: dict, tokenizer) -> list[int]:
     """Token ids that ask for the friend's turn after the row's context."""
-    roles = ("assistant", "user") if len(row["context"]) % 2 == 0 else ("user", "assistant")
-    chat = [{"role": roles[i % 2], "content": text} for i, text in enumerate(row["context"])]
-    system = {"role": "system", "content": system_text(INSTRUCTIONS["friend"], row["profile"])}
-    return prompt_ids(tokenizer, [system, *chat])
+    return prompt_ids(tokenizer, scene_messages(INSTRUCTIONS["friend"], row["profile"], row["context"]))
 
 
 _MAKERS = {

@@ -4,14 +4,16 @@
 
 Rows in: {"context": [utterances], "response": "...", "profile": [facts, optional]}. Rows out: the same with `score` and
 `emotions` (label -> probability); with --explain also `explain`, what each label adds to the engagement: probability,
-weight and their product, largest part first. A bad row is an error that names file, line and key; --skip_bad_rows sets
-bad rows aside in <input_file>.bad instead. The output appears whole or not at all.
+weight and their product, largest part first, and `likelihood`, what a language model beside the reward says. A bad row is
+an error that names file, line and key; --skip_bad_rows sets bad rows aside in <input_file>.bad instead. The output appears
+whole or not at all.
 """
 
 import json
 from dataclasses import dataclass, field
 
 from data.source import read_jsonl, write_whole
+from models.likelihood import FEATURES
 from models.load import load_scorer
 from models.scorer import DTYPES, check_row
 
@@ -33,6 +35,9 @@ def main(config: ScoreConfig) -> None:
     rows = list(read_jsonl(config.input_file, config.skip_bad_rows, parse=check_row))
     scorer = load_scorer(config.reward_model_path, dtype=config.dtype)
     score_B, probs_BR = scorer.score(rows, config.batch_size)
+    if config.explain and scorer.likelihood:
+        for row, features in zip(rows, scorer.likelihood.features(rows).tolist(), strict=True):
+            row["likelihood"] = dict(zip(FEATURES, features, strict=True))
     for row, score, probs in zip(rows, score_B.tolist(), probs_BR.tolist(), strict=True):
         row.update(score=score, emotions=dict(zip(scorer.labels, probs, strict=True)))
         if config.explain:

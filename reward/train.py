@@ -9,12 +9,14 @@ turns either into one number.
 
 LoRA on every linear layer and fresh heads, all weights (`use_peft: false`), or on from a trained adapter
 (`model_name_or_path`). What people did with replies (`feedback_file`) trains beside the sources. The best checkpoint on
-validation is kept, and one temperature is fitted there (Guo et al. 2017). What is left out: human ratings of
-engagement, which only judge a reward and never train it.
+validation is kept, and one temperature is fitted there (Guo et al. 2017), and with it what a language model
+(`likelihood_model`) has to say beside the classifier. What is left out: human ratings of engagement, which only judge a
+reward and never train it.
 
-Axes: B rows, K members, R labels (reactions), E emotions.
+Axes: B rows, P pairs of them, K members, R labels (reactions), E emotions, F features of the language model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,10 +40,20 @@ from data import emotions
 from data.dialogue import EMOTIONS, SPLITS
 from data.order import EpochOrder
 from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
-from models.load import MINILM_HUB, encoder_path, load_classifier, load_reward_adapter, load_scorer, use_plain_attention
+from models.likelihood import FEATURES
+from models.load import (
+    MINILM_HUB,
+    encoder_path,
+    load_classifier,
+    load_likelihood,
+    load_reward_adapter,
+    load_scorer,
+    resolve,
+    use_plain_attention,
+)
 from models.lora import fuse, leave_casting_to_autocast
 from models.pair import ARCHITECTURES
-from models.scorer import AGGREGATES, PRESETS, Scorer, encode
+from models.scorer import AGGREGATES, PRESETS, Scorer, encode, with_evidence
 from reward.emotions import DISENGAGED, labels_and_weights
 from reward.feedback import DISLIKED
 from reward.negatives import KINDS
@@ -49,6 +61,8 @@ from reward.pairs import FOLDS, SOURCES, load_rows
 
 #: Binary cross-entropy is a mean over 28 mostly absent emotions, a tenth of the reactions' loss: this levels them.
 EMOTION_COEF = 10.0
+#: Negatives that are people's own words in another's place.
+MISPLACED = ("swapped", "nearest", "moment")
 
 
 @dataclass
@@ -79,6 +93,9 @@ class RewardConfig(RunConfig):
     )
     num_members: int = field(default=1, metadata={"help": "heads on the one encoder, each on a bootstrap of the rows"})
     aggregate: str = field(default="mean", metadata={"help": "score of several members: mean, pessimistic or min"})
+    likelihood_model: str | None = field(
+        default=None, metadata={"help": "a causal LM that speaks as the friend: what it thinks likely counts too"}
+    )
     use_peft: bool = True
     lora_r: int = 16
     lora_alpha: int = 32
@@ -122,12 +139,17 @@ class RewardConfig(RunConfig):
             )
         if self.feedback_repeats < 1:
             raise ValueError(f"feedback_repeats is {self.feedback_repeats}, but each row counts once at least")
+        if self.likelihood_model and self.preset != "reaction":
+            raise ValueError("likelihood_model is given, but preset text reads an utterance alone: it knows no moment")
         if self.num_members < 1:
             raise ValueError(f"num_members is {self.num_members}, but a reward has one at least")
 
 
 def main(config: RewardConfig) -> None:
-    run = start_run(config, stage="reward", seed=config.seed, parents=[encoder_path(config.model_name_or_path)])
+    parents = [encoder_path(config.model_name_or_path)]
+    if config.likelihood_model:
+        parents.append(resolve(config.likelihood_model))
+    run = start_run(config, stage="reward", seed=config.seed, parents=parents)
     set_seed(config.seed)
     rows = {split: load_rows(config, split) for split in SPLITS}
     labels, weights = labels_and_weights(config.preset)
@@ -152,12 +174,19 @@ def main(config: RewardConfig) -> None:
     # From disk: what the next stage will load, without training's autocast.
     scorer = load_scorer(run.dir, trainer.args.device)
     scorer.temperature = fit_temperature(scorer.logits(rows["validation"]), *targets(rows["validation"]))
+    if config.likelihood_model:
+        scorer.likelihood = load_likelihood(config.likelihood_model, trainer.args.device)
+        scorer.likelihood.memory = {}
+        fit_likelihood(scorer, rows["validation"])
     after = {f"{split}/{k}": v for split in SPLITS[1:] for k, v in evaluate(scorer, rows[split]).items()}
     run.log(after, step=trainer.state.global_step)
     if run.is_main:
         scorer.save_settings(run.dir / "model")
     report(before, after)
-    finish_run(run, {**before, **after, "temperature": scorer.temperature, "rows": len(rows["train"])})
+    fitted = {"temperature": scorer.temperature}
+    if scorer.likelihood:
+        fitted |= {f"likelihood/{name}": weight for name, weight in scorer.likelihood_weights.items()}
+    finish_run(run, {**before, **after, **fitted, "rows": len(rows["train"])})
 
 
 def make_model(config: RewardConfig, labels: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -376,6 +405,74 @@ def fit_temperature(logits_BKR: torch.Tensor, emotion_B: torch.Tensor, disengage
     """The temperature in [0.1, 10], to 1 %, at which the loss is least."""
     grid = torch.logspace(-1, 1, 461).tolist()
     return min(grid, key=lambda t: reaction_loss(logits_BKR / t, emotion_B, disengaged_B).mean().item())
+
+
+def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
+    """Weighs the language model's features on validation rows, then fits temperature and bias anew; sets all three.
+
+    The weights by comparisons alone (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1: -log sigmoid of a difference of
+    scores), half of them of a true reply and another dialogue's or moment's in its place, half of two graded openers of a
+    model, whose grades differ. By the reactions' loss fluency comes out harmful: a model's own lines are likelier to
+    models than people's are, and it would tell who wrote a line, not whether it makes sense (experiments/LOG.md).
+    """
+    known = [i for i, row in enumerate(rows) if row["disengaged"] is not None]
+    place = {i: at for at, i in enumerate(known)}
+    rows_known = [rows[i] for i in known]
+    logits_BKR = scorer.logits(rows_known).clone()  # out of inference mode, for gradients of what is added
+    features_BF = scorer.likelihood.features(rows_known)
+    worst, weights_R = scorer.weights.index(min(scorer.weights)), torch.tensor(scorer.weights)
+    groups = [
+        torch.tensor(pairs)
+        for pairs in (
+            [(place[row["pair"]], at) for at, row in enumerate(rows_known) if row["kind"] in MISPLACED],
+            pairs_of_grades(rows_known),
+        )
+        if pairs
+    ]
+    if not groups:
+        raise ValueError(f"likelihood_model has nothing to be weighed by: add negatives {MISPLACED} or source 'rated'")
+
+    weight_F, log_scale = torch.zeros(len(FEATURES), requires_grad=True), torch.zeros((), requires_grad=True)
+    centred_BF = features_BF - features_BF.mean(0)
+
+    def preference_loss():
+        logits = with_evidence(logits_BKR / scorer.temperature, centred_BF, weight_F, 0.0, worst)
+        score_B = torch.logit(logits.softmax(-1) @ weights_R).mean(1)
+        margins = [log_scale.exp() * (score_B[pair_P2[:, 0]] - score_B[pair_P2[:, 1]]) for pair_P2 in groups]
+        return sum(F.softplus(-margin_P).mean() for margin_P in margins) / len(groups)
+
+    minimise(preference_loss, [weight_F, log_scale])
+    weight_F = weight_F.detach()
+    log_temperature = torch.tensor(scorer.temperature).log().requires_grad_()
+    bias = (-(features_BF.mean(0) @ weight_F)).requires_grad_()
+
+    def nll():
+        logits = with_evidence(logits_BKR / log_temperature.exp(), features_BF, weight_F, bias, worst)
+        return reaction_loss(logits, *targets(rows_known)).mean()
+
+    minimise(nll, [log_temperature, bias])
+    scorer.temperature = log_temperature.exp().item()
+    scorer.likelihood_weights = dict(zip((*FEATURES, "bias"), [*weight_F.tolist(), bias.item()], strict=True))
+
+
+def pairs_of_grades(rows: list[dict], most: int = 20_000) -> list[tuple[int, int]]:
+    """Indices of (the better, the worse) of two rated rows, `most` of all there are, evenly spaced."""
+    rated = [i for i, row in enumerate(rows) if row["kind"] == "rated"]
+    pairs = [(i, j) for i in rated for j in rated if rows[i]["disengaged"] < rows[j]["disengaged"]]
+    return pairs[:: -(-len(pairs) // most) or 1]
+
+
+def minimise(loss: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> None:
+    """A few numbers by L-BFGS, in place."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
 
 
 def report(before: dict[str, float], after: dict[str, float]) -> None:

@@ -13,7 +13,8 @@ from data.source import read_jsonl
 from reward.probes import load_probes
 
 PATH = Path(__file__).parents[1] / "reward" / "unwelcome.jsonl"
-AIMS = {"manipulation": 110, "flattery": 80, "intrusive": 90, "cold": 90, "generic": 90, "robotic": 50, "stuffed": 50, "gushing": 30}
+AIMS = {"manipulation": 110, "flattery": 80, "intrusive": 90, "cold": 90, "generic": 90, "robotic": 50, "stuffed": 50}
+AIMS |= {"gushing": 30}
 KINDS = tuple(AIMS)
 RUN = 6  # as many words in a row in two lines are a template, not chance
 
