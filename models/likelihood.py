@@ -12,7 +12,7 @@ Axes: B rows, U different prompts of them, T response tokens, V vocabulary, F fe
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from models.sampling import LAST, each_once, left_pad, positions, prompt_ids
 FEATURES = ("relevance", "fluency")
 #: Of a response so many tokens are read, and of prompt and response together: an opener has a dozen.
 MOST_RESPONSE, MOST = 96, 400
+PROMPTS = 64  # different ones at a time
 BATCH_TOKENS = 1024  # response tokens at a time: their logits are a vocabulary wide
 
 
@@ -78,57 +79,76 @@ class Likelihood:
     def _log_probs(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
         """log p(response | prompt)_B in nats, summed over the response's tokens, float32 on the CPU."""
         total_B = torch.empty(len(responses))
-        # Neighbours share a prompt, or have one of like length, and among these responses of like length.
-        order = sorted(range(len(responses)), key=lambda i: (len(prompts[i]), prompts[i], len(responses[i])))
-        start = 0
-        while start < len(order):
-            stop, longest = start, 0
-            while stop < len(order):
-                longest = max(longest, len(responses[order[stop]]))
-                if stop > start and (stop + 1 - start) * longest > BATCH_TOKENS:
-                    break
-                stop += 1
-            chosen = order[start:stop]
-            total_B[chosen] = self._batch([prompts[i] for i in chosen], [responses[i] for i in chosen]).cpu()
-            start = stop
+        different, of_B = each_once(prompts)
+        by_length = sorted(range(len(different)), key=lambda u: len(different[u]))
+        for start in range(0, len(by_length), PROMPTS):
+            read = by_length[start : start + PROMPTS]
+            cache, mask_UT, logits_UV = self._read([different[u] for u in read])
+            row_of = {u: row for row, u in enumerate(read)}
+            rows = [i for i, u in enumerate(of_B.tolist()) if u in row_of]
+            rows.sort(key=lambda i: len(responses[i]))  # of like length: little is padding
+            for part in split(rows, lambda i: len(responses[i])):
+                index_B = torch.tensor([row_of[int(of_B[i])] for i in part], device=mask_UT.device)
+                total_B[part] = self._continued(
+                    select(cache, index_B), mask_UT[index_B], logits_UV[index_B], [responses[i] for i in part]
+                ).cpu()
         return total_B
 
-    def _batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
-        model, device = self.model, self.model.device
-        different, of_B = each_once(prompts)
-        of_B = of_B.to(device)
-        # All that the prompts begin with is read once; each has at least one token of its own left.
-        shared = min(len(os.path.commonprefix(different)), min(map(len, different)) - 1)
-        cache = DynamicCache(config=model.config)
+    def _read(self, prompts: list[Sequence[int]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+        """What the model knows after each prompt: cache, mask_UT over it, and logits_UV of the first token to come. What
+        all prompts begin with is read once."""
+        device = self.model.device
+        shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)  # each has a token of its own left
+        cache = DynamicCache(config=self.model.config)
         if shared:
-            beginning = torch.tensor([different[0][:shared]], device=device)
-            model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=LAST)
-            cache.batch_select_indices(of_B.new_zeros(len(different)))
-        ids, mask = left_pad([prompt[shared:] for prompt in different], self.tokenizer.pad_token_id, device)
-        mask = torch.cat([mask.new_ones(len(different), shared), mask], 1)
-        places = positions(mask)
-        logits_U1V = model(
-            input_ids=ids, attention_mask=mask, position_ids=places[:, shared:], past_key_values=cache,
+            beginning = torch.tensor([prompts[0][:shared]], device=device)
+            self.model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=LAST)
+            cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
+        ids, mask = left_pad([prompt[shared:] for prompt in prompts], self.tokenizer.pad_token_id, device)
+        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
+        logits = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, shared:], past_key_values=cache,
             use_cache=True, logits_to_keep=LAST,
         ).logits  # fmt: skip
-        cache.batch_select_indices(of_B)
+        return cache, mask, logits[:, -1]
 
-        T = max(map(len, responses))
+    def _continued(self, cache, mask_BT, first_BV, responses: list[Sequence[int]]) -> torch.Tensor:
+        """log p of each response after what is in the cache."""
+        device, T = mask_BT.device, max(map(len, responses))
         target_BT = torch.full((len(responses), T), -100, device=device)
         for row, response in enumerate(responses):
             target_BT[row, : len(response)] = torch.tensor(response, device=device)
-        loss_B = _cross_entropy(logits_U1V[of_B], target_BT[:, :1])
+        loss_B = _cross_entropy(first_BV[:, None], target_BT[:, :1])
         if T > 1:
             read_BT = target_BT[:, :-1]
-            logits_BTV = model(
+            logits_BTV = self.model(
                 input_ids=read_BT.clamp_min(0),
-                attention_mask=torch.cat([mask[of_B], (read_BT >= 0).long()], 1),
-                position_ids=places[of_B, -1:] + 1 + torch.arange(T - 1, device=device),
+                attention_mask=torch.cat([mask_BT, (read_BT >= 0).long()], 1),
+                position_ids=positions(mask_BT)[:, -1:] + 1 + torch.arange(T - 1, device=device),
                 past_key_values=cache,
                 use_cache=True,
             ).logits
             loss_B = loss_B + _cross_entropy(logits_BTV, target_BT[:, 1:])
         return -loss_B
+
+
+def split(rows: list[int], length: Callable[[int], int]) -> Iterator[list[int]]:
+    """Parts of rows in order of length, each of BATCH_TOKENS at most, padding counted, or of one row."""
+    part = []
+    for i in rows:
+        if part and (len(part) + 1) * length(i) > BATCH_TOKENS:
+            yield part
+            part = []
+        part.append(i)
+    yield part
+
+
+def select(cache: DynamicCache, index_B: torch.Tensor) -> DynamicCache:
+    """A cache of its own with the rows of another."""
+    chosen = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        chosen.update(layer.keys[index_B], layer.values[index_B], number)
+    return chosen
 
 
 def _cross_entropy(logits_BTV: torch.Tensor, target_BT: torch.Tensor) -> torch.Tensor:
