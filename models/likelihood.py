@@ -104,7 +104,8 @@ class Likelihood:
             beginning = torch.tensor([prompts[0][:shared]], device=device)
             self.model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=LAST)
             cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
-        ids, mask = left_pad([prompt[shared:] for prompt in prompts], self.tokenizer.pad_token_id, device)
+        own = left_pad([prompt[shared:] for prompt in prompts], self.tokenizer.pad_token_id)
+        ids, mask = (part.to(device) for part in own)
         mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
         logits = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask)[:, shared:], past_key_values=cache,

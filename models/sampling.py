@@ -67,7 +67,7 @@ def sample(
     keys = np.arange(B) if keys is None else np.asarray(keys)
     different, of_B = each_once(prompts)  # a prompt of several samples is read once
     of_B = of_B.to(device)
-    ids, mask = left_pad(different, pad_token_id, device)
+    ids, mask = (part.to(device) for part in left_pad(different, pad_token_id))
     places = positions(mask)
 
     response = torch.full((B, max_new_tokens), pad_token_id, device=device)
@@ -154,15 +154,12 @@ def prompt_ids(tokenizer, chat: list[dict[str, str]]) -> list[int]:
     return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
-def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids_BT and mask_BT (1 on real tokens) of prompts that end together."""
-    T = max(map(len, prompts))
-    ids_BT = torch.full((len(prompts), T), pad_token_id, device=device)
-    mask_BT = torch.zeros((len(prompts), T), dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, T - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask_BT[row, T - len(prompt) :] = 1
-    return ids_BT, mask_BT
+def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompt ids and mask [B, P], 1 on real tokens: all end together."""
+    P = max(map(len, prompts))
+    ids = torch.tensor([[pad_token_id] * (P - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask
 
 
 def positions(mask_BT: torch.Tensor) -> torch.Tensor:

@@ -22,14 +22,13 @@ from data.scenes import Scene, prompt_messages, scenes_of
 from data.source import write_whole
 from experiments.run import Run, RunConfig, finish_run, settings_of
 from models.load import base_of, load_base, load_scorer, name_base, resolve, with_adapter
-from models.sampling import Samples, decode, prompt_ids, sample
+from models.sampling import Samples, decode, left_pad, prompt_ids, sample
 from models.scorer import AGGREGATES, DTYPES, Scorer
 from rl.metrics import copied, distinct, interval
 from rl.rollout import (
     POLICY,
     REFERENCE,
     MergedCopy,
-    left_pad,
     reading,
 )
 from rl.tree import check_reading, prefix_trees

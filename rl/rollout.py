@@ -5,7 +5,7 @@ Axes as in rl/ppo.py: B responses, T response tokens; P prompt tokens, left-padd
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -172,11 +172,3 @@ def minibatches(
         scenes = np.random.default_rng([seed, update, epoch]).permutation(batch_size // num_generations)
         order = (scenes[:, None] * num_generations + np.arange(num_generations)).ravel()
         yield from np.split(order, per_epoch)
-
-
-def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids and mask [B, P]."""
-    P = max(map(len, prompts))
-    ids = torch.tensor([[pad_token_id] * (P - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts])
-    return ids, mask

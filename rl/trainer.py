@@ -50,7 +50,7 @@ from models.compiled import compile_layers
 from models.linear import use_onednn
 from models.load import use_plain_attention
 from models.lora import fuse, leave_casting_to_autocast
-from models.sampling import decode, sample
+from models.sampling import decode, left_pad, sample
 from models.scorer import Scorer
 from rl import ppo
 from rl.evaluate import Evaluator, SceneConfig, check_lengths, opener_prompt
@@ -61,7 +61,6 @@ from rl.rollout import (
     PolicyWithValueHead,
     Rollout,
     ValueHead,
-    left_pad,
     minibatches,
     reading,
     scene_rows,

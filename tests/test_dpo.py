@@ -12,9 +12,10 @@ import torch
 from trl import DPOConfig
 
 from experiments.run import Run
+from models.sampling import left_pad
 from rl import dpo, evaluate
 from rl.dpo import PairConfig, best_and_worst, kept_pairs, opener_trainer
-from rl.rollout import POLICY, REFERENCE, left_pad, reading
+from rl.rollout import POLICY, REFERENCE, reading
 from rl.stable import configure, fit, make_evaluator
 from rl.tree import prefix_trees
 from tests.tiny_scenes import SCENES, Likes

@@ -16,9 +16,10 @@ from trl.trainer.utils import use_adapter
 from data.scenes import Scene
 from experiments.run import Run
 from models.load import load_policy
+from models.sampling import left_pad
 from rl import evaluate, grpo, stable
 from rl.grpo import check, opener_trainer
-from rl.rollout import POLICY, REFERENCE, left_pad, reading
+from rl.rollout import POLICY, REFERENCE, reading
 from rl.stable import StableConfig, check_scenes, configure, derive_positions, fit, load_best, make_evaluator
 from rl.tree import prefix_trees
 from tests.tiny_scenes import SCENES, Likes

@@ -21,9 +21,10 @@ from data.scenes import Scene
 from experiments.run import Run
 from models import sampling
 from models.load import load_policy, load_scorer, load_tokenizer
+from models.sampling import left_pad
 from rl import evaluate, train
 from rl import trainer as trainer_module
-from rl.rollout import MergedCopy, Rollout, left_pad, minibatches, reading, scene_rows
+from rl.rollout import MergedCopy, Rollout, minibatches, reading, scene_rows
 from rl.train import policy_with_reference
 from rl.trainer import POLICY, REFERENCE, Clock, OpenerConfig, OpenerPPOTrainer, check, checkpoints, is_whole
 from tests.tiny_models import save_smollm2

@@ -10,8 +10,8 @@ import torch
 from torch.distributions import Categorical
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from models.sampling import left_pad
 from rl import tree
-from rl.rollout import left_pad
 from rl.tree import prefix_trees
 
 TEMPERATURE = 0.7

@@ -33,11 +33,10 @@ from experiments.compare.arms import Speaker
 from experiments.compare.texts import names_profile, profane
 from experiments.run import weights_hash
 from models.load import base_of, load_policy, load_scorer, load_tokenizer, resolve
-from models.sampling import Samples, decode, each_once, positions, prompt_ids, sample
+from models.sampling import LAST, Samples, decode, each_once, left_pad, positions, prompt_ids, sample
 from reward.probes import load_probes
 from rl.evaluate import check_lengths, opener_prompt, opinions, training_texts
 from rl.metrics import copies
-from rl.rollout import left_pad
 
 
 @dataclass
@@ -195,7 +194,7 @@ class Measured:
         cache = DynamicCache(config=model.config)
         reading = {"past_key_values": cache, "use_cache": True}
         first = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1, **reading
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=LAST, **reading
         ).logits
         cache.batch_select_indices(of_B)
         response_BT, mask_BT = samples.response_BT.to(self.device), samples.mask_BT.to(self.device)
