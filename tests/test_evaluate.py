@@ -17,6 +17,8 @@ from reward.emotions import REACTIONS
 class Known:
     """Scores a response by a function of it, and calls every reaction neutral."""
 
+    likelihood = None
+
     def __init__(self, judge):
         self.judge = judge
 

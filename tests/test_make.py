@@ -40,19 +40,29 @@ def test_ppo_takes_all_three_stages_on_a_fresh_clone(checkout):
     assert stages(make(checkout, "ppo")) == ["sft.train", "reward.train", "rl.train"]
 
 
-def test_a_base_that_comes_in_a_package_is_made_first_and_once(checkout):
-    output = make(checkout, "ppo", "EXP=small")
+@pytest.mark.parametrize(("experiment", "needs_it"), [("small", "sft.train"), ("tiny", "reward.train")])
+def test_what_comes_in_a_package_is_made_first_and_once(checkout, experiment, needs_it):
+    output = make(checkout, "ppo", f"EXP={experiment}")
     assert stages(output) == ["sft.train", "reward.train", "rl.train"]
-    assert output.index("models.packaged") < output.index("sft.train") and "models.packaged" not in make(
-        checkout, "ppo"
-    )
+    assert output.count("models.packaged") == 1 and output.index("models.packaged") < output.index(needs_it)
+    bring_smollm2(checkout)
+    assert "models.packaged" not in make(checkout, "ppo", f"EXP={experiment}")
+
+
+def test_a_recipe_that_reads_with_no_language_model_needs_no_package(checkout):
+    recipe = checkout / "experiments" / "tiny" / "reward.yaml"
+    recipe.write_text(recipe.read_text().replace("likelihood_model: friend-small-sft", "likelihood_model: null"))
+    assert "models.packaged" not in make(checkout, "ppo")
+
+
+def bring_smollm2(checkout: Path) -> None:
     (checkout / "models" / "pretrained" / "smollm2").mkdir(parents=True)
     (checkout / "models" / "pretrained" / "smollm2" / "config.json").touch()
-    assert "models.packaged" not in make(checkout, "ppo", "EXP=small")
 
 
 def test_a_second_make_does_nothing(checkout):
     make(checkout, "ppo")  # lays the recipes' copies
+    bring_smollm2(checkout)
     finish(checkout, "sft-s1", "reward-s1", "ppo-s1")
     output = make(checkout, "ppo")
     assert stages(output) == []
