@@ -3,6 +3,7 @@
 python -m models.ship runs/base/pretrain-s1 friend-base
 python -m models.ship runs/tiny/sft-s1 friend-sft
 python -m models.ship runs/small/ppo-s1 friend-small
+python -m models.ship runs/small/sft-s1 friend-small-sft
 python -m models.ship runs/friend-reward/reward-s1 friend-reward
 python -m models.ship runs/friend-reward/reward-gold-graded-s8 friend-gold
 """
@@ -116,7 +117,11 @@ def card(run: Path, name: str) -> str:
             "repeat a held-out one removed. MiniLM's weights are Apache-2.0.",
             "make base",
         ),
-        "sft": ("A LoRA adapter: the base *friend*.", f"the friend's mixture of {config.get('sources')}", "make sft"),
+        "sft": (
+            "A LoRA adapter: the base *friend*.",
+            f"the friend's mixture of {config.get('sources')}",
+            "make sft" + f" EXP={run.parent.name}" * (run.parent.name != "tiny"),
+        ),
         "reward": (
             f"A LoRA adapter of MiniLM with its heads ({config.get('architecture')}, {config.get('num_members')} members): "
             "how the other person takes an utterance, and one number of engagement from it.",
