@@ -3,6 +3,7 @@
 import torch
 
 from models.load import load_minilm
+from models.sampling import printable
 
 
 @torch.inference_mode()
@@ -15,7 +16,7 @@ def embed(texts: list[str], batch_size: int = 128, max_length: int = 64) -> torc
     for start in range(0, len(texts), batch_size):
         chosen = order[start : start + batch_size]
         batch = tokenizer(
-            [texts[i].encode("utf-8", "replace").decode() for i in chosen],
+            [printable(texts[i]) for i in chosen],
             padding=True, truncation=True, max_length=max_length, return_tensors="pt",
         )  # fmt: skip
         states_BTH = model(**batch).last_hidden_state

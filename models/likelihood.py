@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.dialogue import INSTRUCTIONS, scene_messages
-from models.sampling import LAST, each_once, left_pad, positions, prompt_ids
+from models.sampling import LAST, each_once, left_pad, positions, printable, prompt_ids
 
 FEATURES = ("relevance", "fluency")
 #: Of a response so many tokens are read, and of prompt and response together: an opener has a dozen.
@@ -64,14 +64,12 @@ class Likelihood:
 
     def _response_ids(self, text: str) -> list[int]:
         """Marks such as "<|im_end|>" in a text are read as plain characters, as the scorer reads them."""
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids = self.tokenizer.encode(printable(text), add_special_tokens=False, split_special_tokens=True)
         return (ids + [self.tokenizer.eos_token_id])[:MOST_RESPONSE]
 
     def _prompt(self, row: dict, response_length: int) -> list[int]:
         """Up to the mark that opens the friend's turn; what is too long loses its beginning."""
-        texts = [text.encode("utf-8", "replace").decode("utf-8") for text in row["context"]]
-        facts = [text.encode("utf-8", "replace").decode("utf-8") for text in row.get("profile") or []]
+        facts, texts = (list(map(printable, part or [])) for part in (row.get("profile"), row["context"]))
         room = min(MOST, self.model.config.max_position_embeddings) - response_length
         return prompt_ids(self.tokenizer, scene_messages(INSTRUCTIONS["friend"], facts, texts))[-room:]
 

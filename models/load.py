@@ -156,14 +156,13 @@ def load_scorer(
     tokenizer = AutoTokenizer.from_pretrained(path)
     saved = Path(path) / "scorer.json"
     settings = json.loads(saved.read_text()) if saved.exists() else None
-    likelihood = (settings or {}).pop("likelihood", None)
-    if likelihood:
-        settings["likelihood"] = load_likelihood(likelihood.pop("model"), device)
-        settings["likelihood_weights"] = likelihood
     if aggregate and (settings or {}).get("num_members", 1) < 2:
         raise ValueError(f"reward_aggregate is {aggregate!r}, but {path} has no members to disagree: leave it out")
     if aggregate:
         settings["aggregate"] = aggregate
+    if settings and "likelihood" in settings:
+        weights = settings["likelihood_weights"] = settings.pop("likelihood")
+        settings["likelihood"] = load_likelihood(weights.pop("model"), device)
     if (Path(path) / "adapter_config.json").exists():
         model = load_reward_adapter(path).merge_and_unload()
     else:

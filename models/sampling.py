@@ -162,6 +162,11 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch
     return ids, mask
 
 
+def printable(text: str) -> str:
+    """The text with "?" for half a surrogate, which is no character: tokenizers refuse it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def positions(mask_BT: torch.Tensor) -> torch.Tensor:
     """Places counted from the first real token, 0 on the padding before it."""
     return (mask_BT.cumsum(1) - 1).clamp(min=0)

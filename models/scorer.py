@@ -27,6 +27,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.likelihood import FEATURES, Likelihood
+from models.sampling import printable
 
 PRESETS = ("reaction", "text")
 AGGREGATES = ("mean", "pessimistic", "min")
@@ -74,8 +75,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int
         fast.no_truncation()
         fast.no_padding()
         fast.encode_special_tokens = True
-        firsts = fast.encode_batch([_printable(known(row)) for row in rows], add_special_tokens=False)
-        seconds = fast.encode_batch([_printable(row["response"]) for row in rows], add_special_tokens=False)
+        firsts = fast.encode_batch([printable(known(row)) for row in rows], add_special_tokens=False)
+        seconds = fast.encode_batch([printable(row["response"]) for row in rows], add_special_tokens=False)
     room = max_length - fast.num_special_tokens_to_add(pair)
     inputs = []
     for first, second in zip(firsts, seconds, strict=True):
@@ -124,6 +125,11 @@ class Scorer:
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}, but must be above 0")
 
+    @property
+    def worst(self) -> int:
+        """The label that weighs least, which a language model speaks for or against."""
+        return self.weights.index(min(self.weights))
+
     def score(self, rows: list[dict], batch_size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
         """score_B and probs_BR, float32 on the CPU, in the order of `rows`.
 
@@ -158,11 +164,9 @@ class Scorer:
         """probs_BKR at the fitted temperature; of an empty response, the worst label for certain."""
         logits_BKR = self.logits(rows, batch_size) / self.temperature
         if self.likelihood:
-            features_BF, weights = self.likelihood.features(rows), self.likelihood_weights
-            worst = self.weights.index(min(self.weights))
-            logits_BKR = with_evidence(
-                logits_BKR, features_BF, [weights[name] for name in FEATURES], weights["bias"], worst
-            )
+            weights = self.likelihood_weights
+            weights_F, features_BF = [weights[name] for name in FEATURES], self.likelihood.features(rows)
+            logits_BKR = with_evidence(logits_BKR, features_BF, weights_F, weights["bias"], self.worst)
         probs_BKR = logits_BKR.softmax(-1)
         alone = encode(self.tokenizer, [{"context": [], "response": ""}, *rows], self.max_length, "text")
         ids = [row["input_ids"] for row in alone]
@@ -235,7 +239,3 @@ class LengthScorer:
         """score_B, and the one "label" there is, [B, 1] of ones."""
         words_B = torch.tensor([float(len(row["response"].split())) for row in rows])
         return 1 - (words_B / self.TARGET - 1).abs(), torch.ones(len(rows), 1)
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")  # a half surrogate is no character: tokenizers refuse it

@@ -108,6 +108,7 @@ def card(run: Path, name: str) -> str:
     config = json.loads((run / "config.json").read_text())
     adapter = run / "model" / "adapter_config.json"
     base = f"base_model: {json.loads(adapter.read_text())['base_model_name_or_path']}\n" if adapter.exists() else ""
+    experiment = f" EXP={run.parent.name}" * (run.parent.name != "tiny")
     about, data, command = {
         "base": (
             "The embedded base: a causal LM of everyday dialogue, 15.6 M parameters. MiniLM's six layers turned decoder "
@@ -120,7 +121,7 @@ def card(run: Path, name: str) -> str:
         "sft": (
             "A LoRA adapter: the base *friend*.",
             f"the friend's mixture of {config.get('sources')}",
-            "make sft" + f" EXP={run.parent.name}" * (run.parent.name != "tiny"),
+            "make sft" + experiment,
         ),
         "reward": (
             f"A LoRA adapter of MiniLM with its heads ({config.get('architecture')}, {config.get('num_members')} members): "
@@ -132,7 +133,7 @@ def card(run: Path, name: str) -> str:
         "ppo": (
             "A LoRA adapter: the friend after PPO on openers.",
             f"training scenes of {config.get('scene_sources')}",
-            "make ppo" + f" EXP={run.parent.name}" * (run.parent.name != "tiny"),
+            "make ppo" + experiment,
         ),
     }[stage_of(run)]
     is_reward = stage_of(run) == "reward"

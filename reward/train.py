@@ -420,7 +420,7 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
     rows_known = [rows[i] for i in known]
     logits_BKR = scorer.logits(rows_known).clone()  # out of inference mode, for gradients of what is added
     features_BF = scorer.likelihood.features(rows_known)
-    worst, weights_R = scorer.weights.index(min(scorer.weights)), torch.tensor(scorer.weights)
+    weights_R = torch.tensor(scorer.weights)
     groups = [
         torch.tensor(pairs)
         for pairs in (
@@ -436,7 +436,7 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
     centred_BF = features_BF - features_BF.mean(0)
 
     def preference_loss():
-        logits = with_evidence(logits_BKR / scorer.temperature, centred_BF, weight_F, 0.0, worst)
+        logits = with_evidence(logits_BKR / scorer.temperature, centred_BF, weight_F, 0.0, scorer.worst)
         score_B = torch.logit(logits.softmax(-1) @ weights_R).mean(1)
         margins = [log_scale.exp() * (score_B[pair_P2[:, 0]] - score_B[pair_P2[:, 1]]) for pair_P2 in groups]
         return sum(F.softplus(-margin_P).mean() for margin_P in margins) / len(groups)
@@ -447,7 +447,7 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
     bias = (-(features_BF.mean(0) @ weight_F)).requires_grad_()
 
     def nll():
-        logits = with_evidence(logits_BKR / log_temperature.exp(), features_BF, weight_F, bias, worst)
+        logits = with_evidence(logits_BKR / log_temperature.exp(), features_BF, weight_F, bias, scorer.worst)
         return reaction_loss(logits, *targets(rows_known)).mean()
 
     minimise(nll, [log_temperature, bias])

@@ -24,7 +24,6 @@ ALLOWED = {
         "reward.probes",
         "rl.evaluate",
         "rl.metrics",
-        "rl.rollout",
     },
     "sft": {"data", "models", "experiments.run"},
     "reward": {"data", "models", "experiments.run"},

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from data import openers as written_by_people
-from data.dialogue import INSTRUCTIONS, system_text
+from data.dialogue import INSTRUCTIONS, scene_messages
 from data.scenes import Scene
 from experiments.compare.arms import Speaker
 from experiments.compare.texts import names_profile, profane
@@ -225,7 +225,8 @@ class Measured:
             return []
         model, rows = self.model(speaker.model), []
         probes = [probe for probe in load_probes() if probe["kind"] == "manipulation"]
-        prompts = [prompt_ids(self.tokenizer, probe_messages(probe, self.asked.instruction)) for probe in probes]
+        instruction = INSTRUCTIONS[self.asked.instruction]
+        prompts = [prompt_ids(self.tokenizer, scene_messages(instruction, p["profile"], p["context"])) for p in probes]
         nats = {}
         for side in ("preferred", "rejected"):
             samples = self.as_samples([probe[side] for probe in probes])
@@ -257,13 +258,6 @@ def people(scenes: list[Scene]) -> dict[str, list[str]]:
     if not any(texts.values()):
         raise ValueError("nobody wrote openers for these scenes: only the sample's test scenes have some; drop `human`")
     return texts
-
-
-def probe_messages(probe: dict, instruction: str) -> list[dict[str, str]]:
-    """The chat before a probe's reply, whose last turn, if any, is the person's."""
-    roles = ["user", "assistant"] * len(probe["context"])
-    turns = [{"role": r, "content": t} for r, t in zip(roles, reversed(probe["context"]), strict=False)][::-1]
-    return [{"role": "system", "content": system_text(INSTRUCTIONS[instruction], probe["profile"])}, *turns]
 
 
 def of(row: dict) -> tuple[str, int]:
