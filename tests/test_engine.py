@@ -169,22 +169,24 @@ def test_an_error_ends_its_rows_and_nothing_else(engine, monkeypatch):
 
 
 def test_equal_prompts_are_read_once(engine, monkeypatch):
-    read, everyone_is_there = [], threading.Event()
+    read, is_busy, everyone_is_there = [], threading.Event(), threading.Event()
     forward = Batch._forward
 
     def wait_for_all(self, ids, *others):
-        everyone_is_there.wait(10)
-        read.append(ids.shape)
+        is_busy.set()
+        assert everyone_is_there.wait(10)
+        read.append((self.adapter, *ids.shape))
         return forward(self, ids, *others)
 
     monkeypatch.setattr(Batch, "_forward", wait_for_all)
-    streams = [engine.ask(Ask(engine.names[1], chat("First."), 6))]
-    streams += [engine.ask(Ask(engine.names[1], chat(LINES[i % 2]), 6, seed=i)) for i in range(7)]
+    busy = engine.ask(Ask(engine.names[0], chat(), 6))
+    assert is_busy.wait(10)  # the worker is held in another model's step: what is asked from here on joins together
+    streams = [engine.ask(Ask(engine.names[1], chat(LINES[i % 2]), 6, seed=i)) for i in range(7)]
     everyone_is_there.set()
-    for stream in streams:
+    for stream in [busy, *streams]:
         text_of(stream)
-    prompts = [rows for rows, places in read if places > 1]
-    assert sum(prompts) <= 3 and len(prompts) <= 2, read
+    adapter = engine._batches[engine.names[1]].adapter
+    assert [rows for name, rows, places in read if name == adapter and places > 1] == [2], read
 
 
 def test_scores_and_instructions(engine, friend_adapter, tmp_path):
