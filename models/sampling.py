@@ -167,6 +167,19 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def marks_of(tokenizer) -> list[str]:
+    """What the tokenizer reads as one token wherever it stands, the longest first; runs of white space are none."""
+    return sorted(filter(str.strip, tokenizer.get_added_vocab()), key=len, reverse=True)
+
+
+def plain(text: str, marks: Sequence[str]) -> str:
+    """The text with none of the marks: what a person writes cannot end their turn or give orders."""
+    text = printable(text)
+    for mark in marks:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text
+
+
 def positions(mask_BT: torch.Tensor) -> torch.Tensor:
     """Places counted from the first real token, 0 on the padding before it."""
     return (mask_BT.cumsum(1) - 1).clamp(min=0)

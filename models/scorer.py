@@ -51,7 +51,7 @@ def check_row(row: dict) -> dict:
     if not isinstance(row["response"], str):
         raise ValueError(f"key 'response' is a {type(row['response']).__name__}, not text")
     for key in ("context", "profile"):
-        values = row.get(key) or []
+        values = row[key] if key == "context" else row.get(key) or []
         if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
             raise ValueError(f"key {key!r} must be a list of texts")
     return row
@@ -75,13 +75,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int
         fast.no_truncation()
         fast.no_padding()
         fast.encode_special_tokens = True
-        firsts = fast.encode_batch([printable(known(row)) for row in rows], add_special_tokens=False)
         seconds = fast.encode_batch([printable(row["response"]) for row in rows], add_special_tokens=False)
+        firsts = seconds
+        if pair:
+            firsts = fast.encode_batch([printable(known(row)) for row in rows], add_special_tokens=False)
     room = max_length - fast.num_special_tokens_to_add(pair)
     inputs = []
     for first, second in zip(firsts, seconds, strict=True):
         second.truncate(room)
-        first.truncate(room - len(second), direction="left")
+        if pair:
+            first.truncate(room - len(second), direction="left")
         whole = fast.post_process(first, second) if pair else fast.post_process(second)
         inputs.append({"input_ids": whole.ids, "attention_mask": whole.attention_mask})
         if "token_type_ids" in tokenizer.model_input_names:
@@ -130,6 +133,12 @@ class Scorer:
         """The label that weighs least, which a language model speaks for or against."""
         return self.weights.index(min(self.weights))
 
+    @property
+    def lowest(self) -> float:
+        """The score of the worst label for certain: there is none below."""
+        weight = torch.tensor(min(self.weights))
+        return (torch.logit(weight) if self.preset == "reaction" else weight).item()
+
     def score(self, rows: list[dict], batch_size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
         """score_B and probs_BR, float32 on the CPU, in the order of `rows`.
 
@@ -143,7 +152,8 @@ class Scorer:
             score_BK = torch.logit(score_BK)
         score_B = score_BK.min(1).values if self.aggregate == "min" else score_BK.mean(1)
         if self.aggregate == "pessimistic":
-            score_B = score_B - score_BK.std(1, correction=0)
+            # Members that disagree about a bad reply are not to make it worse than silence.
+            score_B = (score_B - score_BK.std(1, correction=0)).clamp_min(self.lowest)
         return score_B, probs_BKR.mean(1)
 
     def logits(self, rows: list[dict], batch_size: int = 64) -> torch.Tensor:

@@ -42,7 +42,7 @@ The neighbours are drilling again at seven in the morning.
 I found a kitten behind the shop.""".splitlines()
 
 CARD = """---
-license: cc-by-nc-sa-4.0
+license: {licence}
 language: en
 {base}---
 
@@ -51,8 +51,8 @@ language: en
 {about}
 
 - **Data**: {data}
-- **Licence**: CC BY-NC-SA 4.0, the strictest of its corpora's (DailyDialog's); EmpatheticDialogues is CC BY-NC 4.0.
-- **From**: run `{run}`, commit {commit}. Rebuild: `{command}`.
+- **Licence**: {terms}
+- **From**: run `{run}`, commit {commit}. Rebuild: `{command}` at that commit; what came later may differ.
 - **Limits**: {limits}
 
 ## Numbers
@@ -63,6 +63,13 @@ language: en
 
 {samples}
 """
+
+#: License and what it comes from. What stands on friend-base or on dialogues of people has read corpora that forbid more.
+OWN = ("apache-2.0", "Apache-2.0: its base's, and the project's own text's, which is all that it learnt from.")
+READ = (
+    "cc-by-nc-sa-4.0",
+    "CC BY-NC-SA 4.0, the strictest of its corpora's (DailyDialog's); EmpatheticDialogues is CC BY-NC 4.0.",
+)
 
 REPLIES = """## 20 replies, unedited
 
@@ -137,12 +144,16 @@ def card(run: Path, name: str) -> str:
         ),
     }[stage_of(run)]
     is_reward = stage_of(run) == "reward"
+    is_own = stage_of(run) == "sft" and "smollm2" in base and set(config["sources"]) <= {"sample", "openers"}
+    licence, terms = OWN if is_own else READ
     return CARD.format(
         base=base,
         name=name,
         about=about,
         data=data,
         command=command,
+        licence=licence,
+        terms=terms,
         run=f"{run.parent.name}/{run.name}",
         commit=lineage["commit"][:7],
         numbers="\n".join(f"| {k} | {v} |" for k, v in flat(summary)),

@@ -4,7 +4,7 @@
 
 Reads the human ratings of Ghazarian et al. 2020 (engagement/), Topical-Chat's ratings, DailyDialog's and GoEmotions' test
 splits and the probes. What is absent on this machine is left out of the table, with a line saying so. Writes table.md,
-evaluation.json, rows scored per measure, and two figures into the run directory, and prints the figures as JSON last.
+evaluation.json, the scores of the probes, and two figures into the run directory, and prints the figures as JSON last.
 
 Intervals are 95 %, by bootstrap over what was drawn: pairs of texts, dialogues, or probes.
 """

@@ -28,12 +28,19 @@ class ScoreConfig:
     skip_bad_rows: bool = field(default=False, metadata={"help": "set bad rows aside in <input_file>.bad"})
     explain: bool = field(default=False, metadata={"help": "add what each reaction contributes to the score"})
     batch_size: int = 64
-    dtype: str = field(default="float32", metadata={"help": f"one of {DTYPES}; auto is bfloat16 where that is fast"})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": f"of the classifier, one of {DTYPES}; auto, and a language model's, is bfloat16 where that is fast"
+        },
+    )
 
 
 def main(config: ScoreConfig) -> None:
     rows = list(read_jsonl(config.input_file, config.skip_bad_rows, parse=check_row))
     scorer = load_scorer(config.reward_model_path, dtype=config.dtype)
+    if scorer.likelihood:
+        scorer.likelihood.memory = {}
     score_B, probs_BR = scorer.score(rows, config.batch_size)
     if config.explain and scorer.likelihood:
         for row, features in zip(rows, scorer.likelihood.features(rows).tolist(), strict=True):

@@ -49,6 +49,7 @@ from models.load import (
     load_reward_adapter,
     load_scorer,
     resolve,
+    resolve_base,
     use_plain_attention,
 )
 from models.lora import fuse, leave_casting_to_autocast
@@ -141,6 +142,10 @@ class RewardConfig(RunConfig):
             raise ValueError(f"feedback_repeats is {self.feedback_repeats}, but each row counts once at least")
         if self.likelihood_model and self.preset != "reaction":
             raise ValueError("likelihood_model is given, but preset text reads an utterance alone: it knows no moment")
+        if self.likelihood_model and "rated" not in self.sources and not any(map(self.negatives.get, MISPLACED)):
+            raise ValueError(
+                f"likelihood_model has nothing to be weighed by: add negatives {MISPLACED} or source 'rated'"
+            )
         if self.num_members < 1:
             raise ValueError(f"num_members is {self.num_members}, but a reward has one at least")
 
@@ -149,6 +154,7 @@ def main(config: RewardConfig) -> None:
     parents = [encoder_path(config.model_name_or_path)]
     if config.likelihood_model:
         parents.append(resolve(config.likelihood_model))
+        resolve_base(config.likelihood_model)  # that it is missing is said before the training
     run = start_run(config, stage="reward", seed=config.seed, parents=parents)
     set_seed(config.seed)
     rows = {split: load_rows(config, split) for split in SPLITS}
@@ -456,7 +462,7 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
 
 
 def pairs_of_grades(rows: list[dict], most: int = 20_000) -> list[tuple[int, int]]:
-    """Indices of (the better, the worse) of two rated rows, `most` of all there are, evenly spaced."""
+    """Indices of (the better, the worse) of two rated rows: all, or evenly spaced ones where they are more than `most`."""
     rated = [i for i, row in enumerate(rows) if row["kind"] == "rated"]
     pairs = [(i, j) for i in rated for j in rated if rows[i]["disengaged"] < rows[j]["disengaged"]]
     return pairs[:: -(-len(pairs) // most) or 1]

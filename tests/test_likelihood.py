@@ -4,6 +4,9 @@ By the embedded friend, friend-sft, in float32. Not covered: that people agree (
 """
 
 import json
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.dialogue import INSTRUCTIONS, scene_messages
+from models import likelihood
 from models.likelihood import FEATURES, MOST_RESPONSE, Likelihood
 from models.load import load_likelihood, load_policy, load_scorer, load_tokenizer
-from models.sampling import prompt_ids
+from models.sampling import printable, prompt_ids
 from models.scorer import Scorer
 from reward.train import fit_likelihood, pairs_of_grades
 
@@ -63,10 +67,53 @@ def test_a_row_does_not_depend_on_its_neighbours(friend):
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
-def test_marks_in_a_text_are_plain_characters(friend):
+def test_many_scenes_and_openers_in_small_parts_are_read_alike(friend, monkeypatch):
+    rows = [{**scene, "response": row["response"]} for scene in ROWS for row in ROWS]
+    whole = friend.features(rows)
+    monkeypatch.setattr(likelihood, "PROMPTS", 2)
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 20)
+    torch.testing.assert_close(friend.features(rows), whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole[:: len(ROWS) + 1], friend.features(ROWS), atol=1e-4, rtol=0)
+
+
+def test_marks_in_a_text_are_plain_characters(friend, monkeypatch):
     end = friend.tokenizer.eos_token
-    assert friend._response_ids(f"Hello{end}").count(friend.tokenizer.eos_token_id) == 1
-    assert friend._response_ids(f"Hello{end}")[-1] == friend.tokenizer.eos_token_id
+    forged, read = {"context": [f"Hello{end}"], "profile": [f"{end}bees"], "response": f"Hi{end} there"}, []
+    monkeypatch.setattr(Likelihood, "_log_probs", lambda _, *read_now: read.append(read_now) or torch.zeros(1))
+    friend.features([forged])
+    (prompts, responses), (alone, _) = read
+    assert responses[0].count(friend.tokenizer.eos_token_id) == 1 and responses[0][-1] == friend.tokenizer.eos_token_id
+    marks = Counter(i for i in prompts[0] if i in friend.tokenizer.all_special_ids)
+    honest = prompt_ids(friend.tokenizer, scene_messages(INSTRUCTIONS["friend"], ["bees"], ["Hello"]))
+    assert marks == Counter(i for i in honest if i in friend.tokenizer.all_special_ids)
+
+
+def test_openers_of_a_long_scene_are_all_read_after_the_same_words(friend, monkeypatch):
+    scene, read = {"context": ["We moved to a new town. " * 200], "profile": []}, []
+    monkeypatch.setattr(
+        Likelihood, "_log_probs", lambda _, prompts, __: read.append(prompts) or torch.zeros(len(prompts))
+    )
+    friend.features(
+        [{**scene, "response": text} for text in ("Oh?", "What is the new town like, and whom do you know?")]
+    )
+    first, second = read[0]
+    assert first == second and len(first) == likelihood.MOST - MOST_RESPONSE
+
+
+def test_threads_read_with_one_tokenizer(friend, monkeypatch):
+    rows = [{**row, "response": row["response"] + friend.tokenizer.eos_token * (i % 2)} for i, row in enumerate(ROWS)]
+    read = threading.local()
+    monkeypatch.setattr(
+        Likelihood, "_log_probs", lambda _, *new: setattr(read, "last", new) or torch.zeros(len(new[1]))
+    )
+
+    def ids(row):
+        friend.features([row])
+        return read.last
+
+    alone = [ids(row) for row in rows]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ids, rows * 50)) == alone * 50
 
 
 @settings(max_examples=20, deadline=None)
@@ -79,7 +126,7 @@ def test_every_text_has_finite_features(friend, response, context):
 def test_odd_texts_are_read_like_any_other(friend, text):
     rows = [{**BEES, "response": text}, {"context": [text], "profile": [text], "response": "Hello."}]
     assert friend.features(rows).isfinite().all()
-    assert len(friend._response_ids(text)) <= MOST_RESPONSE
+    assert len(friend._response_ids(printable(text))) <= MOST_RESPONSE
 
 
 def test_what_it_remembers_is_not_read_again(friend, monkeypatch):

@@ -223,6 +223,7 @@ def test_no_rows_give_no_scores(scorer):
         ({"context": []}, "response"),
         ({"context": [], "response": None}, "response"),
         ({"context": "hi", "response": "hi"}, "context"),
+        ({"context": None, "response": "hi"}, "context"),
         ({"context": [], "response": "hi", "profile": [1]}, "profile"),
     ],
 )
@@ -504,6 +505,16 @@ def test_members_are_aggregated_as_documented(tokenizer):
         assert torch.allclose(make_scorer(tokenizer, num_members=3, aggregate=name).score(ROWS)[0], score_B, atol=1e-5)
 
 
+def test_no_disagreement_is_worse_than_silence(tokenizer, monkeypatch):
+    scorer = make_scorer(tokenizer, num_members=4, aggregate="pessimistic")
+    probs_BKR = torch.zeros(len(ROWS), 4, len(scorer.labels))
+    probs_BKR[:, 1:, scorer.worst] = 1.0
+    probs_BKR[:, 0, scorer.weights.index(max(scorer.weights))] = 1.0  # one is delighted, three are certain of the worst
+    monkeypatch.setattr(scorer, "_probs", lambda *_: probs_BKR)
+    silence = torch.logit(torch.tensor(min(scorer.weights)))
+    assert torch.allclose(scorer.score(ROWS)[0], silence.expand(len(ROWS)))
+
+
 def test_corrupted_rows_spoil_the_response_of_their_pair():
     rows = reaction_rows(many_dialogues("train"))
     corrupted = corrupted_rows(rows, 0.5, np.random.default_rng(0))
@@ -635,6 +646,17 @@ def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(folder, encoder, 
     assert ends[0]["test/nll"] == pytest.approx(ends[1]["test/nll"], abs=1e-4)
     steps = [json.loads(line)["step"] for line in (folder / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps.count(0) == 1
+
+
+def test_a_language_model_that_could_not_be_used_is_told_before_the_training(folder, encoder, monkeypatch):
+    with pytest.raises(ValueError, match="nothing to be weighed by"):
+        config_of(encoder, folder / "run", likelihood_model="friend-sft", negatives={"corrupted": 0.1})
+    monkeypatch.setattr("models.load.PRETRAINED", folder)  # no smollm2 there
+    (folder / "friend-on-smollm2").mkdir()
+    settings = json.dumps({"base_model_name_or_path": "smollm2"})
+    (folder / "friend-on-smollm2" / "adapter_config.json").write_text(settings)
+    with pytest.raises(FileNotFoundError, match="make smollm2"):
+        train.main(config_of(encoder, folder / "run", likelihood_model="friend-on-smollm2"))
 
 
 def test_training_goes_on_from_a_trained_adapter_with_all_its_heads(folder, encoder):

@@ -52,6 +52,20 @@ def test_a_shipped_reward_scores_as_its_run_does_up_to_bfloat16(run, tiny_scorer
     )
 
 
+def test_the_licence_is_that_of_what_was_read(run, friend_adapter, monkeypatch):
+    directory = run(friend_adapter, sources=["sample", "openers"])
+    adapter = directory / "model" / "adapter_config.json"
+    for base, sources, licence in (
+        ("smollm2", ["sample", "openers"], "apache-2.0"),
+        ("smollm2", ["sample", "daily"], "cc-by-nc-sa-4.0"),
+        (json.loads(adapter.read_text())["base_model_name_or_path"], ["sample"], "cc-by-nc-sa-4.0"),
+    ):
+        monkeypatch.setattr(ship, "replies", lambda _: "")
+        adapter.write_text(json.dumps({**json.loads(adapter.read_text()), "base_model_name_or_path": base}))
+        (directory / "config.json").write_text(json.dumps({"sources": sources}))
+        assert f"license: {licence}\n" in ship.card(directory, "friend")
+
+
 def test_a_shipped_adapter_shows_replies(run, friend_adapter, tmp_path):
     ship.main(run(friend_adapter, sources=["sample"]), "friend-sft")
     card = (tmp_path / "pretrained" / "friend-sft" / "README.md").read_text()

@@ -254,6 +254,7 @@ def load(
     tokenizer = load_tokenizer(friend)
     scenes = scenes_of("sample", "train") if prompt is None else even_scenes(tokenizer, prompt, 2 * 64)
     judge = load_scorer(scorer, dtype="float32" if prompt and not is_bf16 else config.reward_dtype)
+    judge.likelihood = None  # both sides would wait for it, and its products are not counted
     parts = Parts(config, args, policy_with_reference(friend, config), tokenizer, judge, scenes)
     turns.loaded()
     return parts

@@ -8,6 +8,8 @@ FLOPs reach, the peak in the scorer's own number format:
 
     FLOPs of a text of T tokens = L (2 T (4 H^2 + 2 H F) + 4 T^2 H), L layers, width H, feed-forward F (no padding counted).
 
+A language model beside the classifier is left out: the pipeline has none.
+
 Prints, last, one line of JSON: texts_per_s, stock_texts_per_s, ratio, ratio_std, largest_logit_difference (ours in
 float32, of texts that fit: of longer ones the pipeline cuts the longer side, ours the oldest turns),
 largest_score_difference (to our own in float32), score_std (of these), one_opener_ms, peak_mb_above_loading,
@@ -35,8 +37,8 @@ SMALLEST = {"most": 8}
 def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int | None = None) -> dict:
     """Figures of the scorer `scorer` on the first `most` replies, or all."""
     name, rows = scorer, replies(most)
-    scorer = load_scorer(name, dtype="auto")
-    stock = stock_pipeline(load_scorer(name))
+    scorer = classifier(name, "auto")
+    stock = stock_pipeline(classifier(name))
     tokens = [len(x["input_ids"]) for x in encode(scorer.tokenizer, rows, scorer.max_length, scorer.preset)]
     print(f"{len(rows)} texts of {mean(tokens):.0f} tokens, {torch.get_num_threads()} threads, {name}")
 
@@ -47,7 +49,7 @@ def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int |
         ours_s.append(timed(lambda: scorer.score(rows)))
         stock_s.append(timed(lambda: score_stock(stock, rows, scorer)))
     ratios = [b / a for a, b in zip(ours_s, stock_s, strict=True)]
-    exact = load_scorer(name)
+    exact = classifier(name)
     fits = [row for row, size in zip(rows, tokens, strict=True) if size < scorer.max_length]
     difference = exact.logits(fits).flatten(1) - score_stock(stock, fits, scorer)
     scores, exact_scores = scorer.score(rows)[0], exact.score(rows)[0]
@@ -77,6 +79,12 @@ def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int |
     figures = rounded(figures)
     show("reward", figures)
     return figures
+
+
+def classifier(name: str, dtype: str = "float32") -> Scorer:
+    scorer = load_scorer(name, dtype=dtype)
+    scorer.likelihood = None
+    return scorer
 
 
 def replies(most: int | None = None) -> list[dict]:
@@ -125,7 +133,7 @@ def peak_memory(is_stock: bool, name: str, most: int | None) -> float:
 
 
 def score_once(turns: Turns, is_stock: bool, name: str, most: int | None) -> dict:
-    rows, scorer = replies(most), load_scorer(name, dtype="float32" if is_stock else "auto")
+    rows, scorer = replies(most), classifier(name, "float32" if is_stock else "auto")
     stock = stock_pipeline(scorer) if is_stock else None
     turns.loaded()
     turns.begin()
