@@ -5,13 +5,14 @@ Not covered: a GPU, and how fast it is (python -m experiments.load server).
 
 import asyncio
 import json
+import shutil
 import threading
 import time
 
 import pytest
 import torch
 
-from chat.engine import Ask, Batch, Busy, Engine, Stream, TooLong, UnknownModel, default_scorer
+from chat.engine import STEPS_A_TURN, Ask, Batch, Busy, Engine, Stream, TooLong, UnknownModel, default_scorer
 from data.dialogue import INSTRUCTIONS
 from models.load import load_policy, load_tokenizer
 from models.sampling import prompt_ids, say
@@ -27,16 +28,26 @@ def engine(friend_base, friend_adapter, tiny_scorer):
 
 @pytest.fixture
 def endless(monkeypatch):
-    """Models that never end by themselves, and take their time."""
-    forward = Batch._forward
+    """Models that never end by themselves. The worker calls what is appended before each of its steps, with the batch: a
+    test holds it there, and what it asks or cancels meanwhile comes before that step however slow the machine is."""
+    forward, before = Batch._forward, []
 
-    def slow(self, *args):
-        time.sleep(0.003)
+    def endlessly(self, *args):
+        for call in before:
+            call(self)
         logits = forward(self, *args)
         logits[:, self.tokenizer.eos_token_id] = -torch.inf
         return logits
 
-    monkeypatch.setattr(Batch, "_forward", slow)
+    monkeypatch.setattr(Batch, "_forward", endlessly)
+    return before
+
+
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.001)
 
 
 def chat(line="Hello.", system="Be kind."):
@@ -79,6 +90,9 @@ def test_without_a_seed_no_two_are_alike(engine, endless):
 
 
 def test_pieces_come_one_by_one_also_to_a_loop(engine, endless):
+    # A step waits until what the one before it said is fetched: else a late listener gets several pieces as one.
+    endless.append(lambda batch: until(lambda: not any(row.stream._pieces for row in batch.rows)))
+
     async def listen():
         stream = engine.ask(Ask(engine.names[0], chat(), 30, 1.0, seed=3))
         return [piece async for piece in stream], stream
@@ -116,26 +130,46 @@ def test_marks_that_a_person_writes_are_text(engine):
 
 def test_one_who_leaves_is_forgotten_and_the_others_are_not(engine, endless):
     asks = [Ask(engine.names[0], chat(), 60, 1.0, seed=i) for i in range(10)]
+    everyone_is_there, some_have_left = threading.Event(), threading.Event()
+
+    def hold(batch):
+        assert everyone_is_there.wait(10)
+        if any(row.stream is streams[1] and row.said for row in batch.rows):
+            assert some_have_left.wait(10)
+
+    endless.append(hold)
     streams = [engine.ask(ask) for ask in asks]  # two of them wait
+    everyone_is_there.set()
     next(streams[1].pieces())
     for i in (1, 4, 9):
         streams[i].cancel()
+    some_have_left.set()
     texts = [text_of(stream) for stream in streams]
     assert [s.finish_reason for s in streams] == ["cancelled" if i in (1, 4, 9) else "length" for i in range(10)]
     assert streams[9].completion_tokens == 0 and streams[1].completion_tokens < 60
     assert texts[0] == text_of(engine.ask(asks[0]))
-    end = time.monotonic() + 10
-    while engine._batches[engine.names[0]].has_work:
-        assert time.monotonic() < end, "a row was kept"
+    until(lambda: not engine._batches[engine.names[0]].has_work)  # no row is kept
 
 
 def test_a_crowd_at_one_model_does_not_keep_the_others_waiting(engine, endless):
+    everyone_is_there, is_looked_at = threading.Event(), threading.Event()
+
+    def hold(batch):
+        assert everyone_is_there.wait(10)
+        if other.finish_reason:
+            assert is_looked_at.wait(10)
+
+    endless.append(hold)
     crowd = [engine.ask(Ask(engine.names[0], chat(), 100)) for _ in range(40)]
-    assert text_of(engine.ask(Ask(engine.names[1], chat(), 8)))
+    other = engine.ask(Ask(engine.names[1], chat(), 8))
+    everyone_is_there.set()
+    assert text_of(other)
     done = [stream.finish_reason for stream in crowd].count("length")
+    most = max(stream.completion_tokens for stream in crowd)
     for stream in crowd:
         stream.cancel()
-    assert done == 0
+    is_looked_at.set()
+    assert done == 0 and 0 < most <= 3 * (STEPS_A_TURN + 1)  # three turns each, with a token for joining
 
 
 def test_what_cannot_be_asked(engine, endless):
@@ -149,12 +183,14 @@ def test_what_cannot_be_asked(engine, endless):
     for setting in ({"max_new_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}):
         with pytest.raises(ValueError, match="at least"):
             engine.ask(Ask(engine.names[0], chat(), **setting))
-    streams = []
+    streams, is_refused = [], threading.Event()
+    endless.append(lambda batch: is_refused.wait(10))
     with pytest.raises(Busy, match="others"):
         for _ in range(60):
             streams.append(engine.ask(Ask(engine.names[0], chat(), 200)))
     for stream in streams:
         stream.cancel()
+    is_refused.set()
 
 
 def test_an_error_ends_its_rows_and_nothing_else(engine, monkeypatch):
@@ -206,6 +242,14 @@ def test_the_scorer_is_the_one_that_a_run_was_trained_on(tiny_scorer, friend_ada
     assert default_scorer(["friend-sft", str(run)]) == tiny_scorer
     (run / "config.json").write_text(json.dumps({"reward_model_path": "runs/gone/reward-s1"}))
     assert default_scorer([str(run)]) == default_scorer(["friend-sft"]) == "friend-reward"
+    # Nor can that be used which reads with a language model that is not there.
+    beside = tmp_path / "reward-s1"
+    shutil.copytree(tiny_scorer, beside)
+    saved = json.loads((beside / "scorer.json").read_text())
+    (run / "config.json").write_text(json.dumps({"reward_model_path": str(beside)}))
+    for model, found in (("friend-sft", str(beside)), ("runs/gone/sft-s1", "friend-reward")):
+        (beside / "scorer.json").write_text(json.dumps(saved | {"likelihood": {"model": model}}))
+        assert default_scorer([str(run)]) == found
 
 
 def test_one_base_only(friend_adapter, tmp_path):
@@ -217,12 +261,14 @@ def test_one_base_only(friend_adapter, tmp_path):
 
 def test_closing_ends_what_is_being_written(friend_adapter, endless):
     engine = Engine([friend_adapter])
+    endless.append(lambda batch: until(lambda: engine._is_closed or not any(row.said for row in batch.rows)))
     stream = engine.ask(Ask(friend_adapter, chat(), 200))
-    closing = threading.Timer(0.1, engine.close)
+    next(stream.pieces())  # it is in the midst
+    closing = threading.Thread(target=engine.close)
     closing.start()
     text_of(stream)
     closing.join()
-    assert stream.finish_reason == "cancelled"
+    assert stream.finish_reason == "cancelled" and 0 < stream.completion_tokens < 200
     with pytest.raises(RuntimeError, match="closed"):
         engine.ask(Ask(friend_adapter, chat()))
 

@@ -2,11 +2,12 @@
 with a tiny model. Not covered: how well a model of real size comforts."""
 
 import asyncio
+import threading
 
 import pytest
 
 from chat import care
-from chat.engine import Engine, Stream, UnknownModel
+from chat.engine import Batch, Engine, Stream, UnknownModel
 from chat.friend import MAX_NEW_TOKENS, Friend, unanswered
 from models.mood import load_moods
 
@@ -129,24 +130,34 @@ def test_a_model_that_is_not_there_is_an_error(friend):
         friend.open("c")
 
 
-def test_a_listener_who_leaves_stops_the_model(friend_base):
-    with Engine([friend_base]) as engine:
+def test_a_listener_who_leaves_stops_the_model(friend_base, monkeypatch):
+    forward, has_left = Batch._forward, threading.Event()
+
+    def hold(batch, *args):
+        if any(row.said for row in batch.rows):
+            assert has_left.wait(10)  # else a listener who is slow to leave hears the end
+        return forward(batch, *args)
+
+    monkeypatch.setattr(Batch, "_forward", hold)
+    with Engine([friend_base], dtype="float32") as engine:
         friend = Friend(engine, load_moods(told))
 
         async def leave():
             pieces = friend.reply(friend_base, (), turns("Hi"), max_new_tokens=200, temperature=5.0, seed=1)
             await anext(pieces)
             await pieces.aclose()
+            has_left.set()
 
         streams = []
         ask = engine.ask
         engine.ask = lambda what: streams.append(ask(what)) or streams[-1]
         asyncio.run(leave())
-        assert streams[0].finish_reason in ("cancelled", "stop")
+        assert streams[0].finish_reason == "cancelled"
 
 
 def test_on_the_real_engine_the_same_seed_says_the_same(friend_base, friend_adapter, tiny_scorer):
-    with Engine([friend_adapter], scorer=tiny_scorer) as engine:
+    # float32: in bfloat16 words can hang on company, that is on who came when.
+    with Engine([friend_adapter], scorer=tiny_scorer, dtype="float32") as engine:
         friend = Friend(engine, load_moods(told))
         first, again = (friend.open(friend_adapter, ["is 71"], n=4, seed=3) for _ in range(2))
         assert first == again and len({c["opener"] for c in first}) > 1

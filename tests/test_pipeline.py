@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -112,12 +111,23 @@ def test_openers_come_from_any_run(runs, tmp_path):
         assert len(rows) == 400 and set(rows[0]) == {"scene_id", "sample", "opener", "ended"}
 
 
+#: `python -m rl.train` that kills itself when the third update is done, logged, and about to be saved.
+KILLED = """
+import os, runpy, signal
+from rl.trainer import OpenerPPOTrainer
+save = OpenerPPOTrainer._save
+def struck(self, update):
+    if update == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, update)
+OpenerPPOTrainer._save = struck
+runpy.run_module("rl.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_killed_ppo_goes_on_to_the_same_end(runs, tmp_path):
     """SIGKILL in the middle, then the same command again: metrics as if it had been left alone."""
-    command = [
-        sys.executable,
-        "-m",
-        "rl.train",
+    settings = [
         "--config",
         "experiments/tiny/ppo.yaml",
         "--sft_model_path",
@@ -139,17 +149,15 @@ def test_a_killed_ppo_goes_on_to_the_same_end(runs, tmp_path):
     ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    subprocess.run([*command, "--run_dir", str(alone)], cwd=ROOT, env=env, check=True, capture_output=True)
-    process = subprocess.Popen(
-        [*command, "--run_dir", str(killed)], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.time() + 300
-    while not (killed / "checkpoint-2").exists() and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ["rl.train", *settings, "--run_dir"]
+    run(*command, str(alone), env=env)
+    struck = [sys.executable, "-c", KILLED, *settings, "--run_dir", str(killed)]
+    with open(tmp_path / "log", "w") as log:  # no pipe: a child of the killed process may hold it open
+        done = subprocess.run(struck, cwd=ROOT, env=env, stdout=log, stderr=log)
+    assert done.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
+    assert sorted(path.name for path in killed.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
     assert not (killed / "summary.json").exists()
-    subprocess.run([*command, "--run_dir", str(killed)], cwd=ROOT, env=env, check=True, capture_output=True)
+    run(*command, str(killed), env=env)
 
     def rows(directory):
         lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

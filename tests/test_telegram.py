@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -36,10 +37,10 @@ OPENER = "What do the bees do in winter?"
 
 
 class Echo:
-    """Answers with what was said. `seconds`: how long it thinks."""
+    """Answers with what was said. `think`: what it waits for before each reply."""
 
-    def __init__(self, seconds: float = 0.0):
-        self.seconds = seconds
+    def __init__(self, think: Callable[[], Awaitable] = lambda: asyncio.sleep(0)):
+        self.think = think
         self.heard: list[list[dict]] = []  # the turns of each reply
         self.known: list[tuple] = []  # the profile of each
         self.thinking = self.most = 0  # people thought about at once, now and at most
@@ -61,15 +62,15 @@ class Echo:
             raise TooLong("the last turn")
         self.thinking += 1
         self.most = max(self.most, self.thinking)
-        await asyncio.sleep(self.seconds)
+        await self.think()
         self.thinking -= 1
         for word in f"You said: {text}".split(" "):
             yield word + " "
 
 
 @asynccontextmanager
-async def running(server: FakeTelegram, tmp_path: Path, friend=None, **settings):
-    """The bot in this process, stopped as by SIGTERM at the end. Yields the friend."""
+async def bot_of(server: FakeTelegram, tmp_path: Path, friend, **settings):
+    """The bot in this process, not yet running."""
     settings = Settings(
         TOKEN,
         database=tmp_path / "t.sqlite",
@@ -77,16 +78,23 @@ async def running(server: FakeTelegram, tmp_path: Path, friend=None, **settings)
         api_base=server.base,
         **settings,
     )
-    friend, stop = friend or Echo(), asyncio.Event()
     session = AiohttpSession(api=TelegramAPIServer.from_base(server.base))
     with Store(settings.database) as store:
         async with Bot(TOKEN, session) as bot:
-            task = asyncio.create_task(Telegram(bot, friend, store, settings).run(stop))
-            try:
-                yield friend
-            finally:
-                stop.set()
-                await task
+            yield Telegram(bot, friend, store, settings)
+
+
+@asynccontextmanager
+async def running(server: FakeTelegram, tmp_path: Path, friend=None, **settings):
+    """The bot in this process, stopped as by SIGTERM at the end. Yields the friend."""
+    friend, stop = friend or Echo(), asyncio.Event()
+    async with bot_of(server, tmp_path, friend, **settings) as bot:
+        task = asyncio.create_task(bot.run(stop))
+        try:
+            yield friend
+        finally:
+            stop.set()
+            await task
 
 
 def alone(test):
@@ -144,19 +152,26 @@ async def test_history_survives_a_restart_and_nobody_sees_anothers(server, tmp_p
 
 @alone
 async def test_typing_is_shown_while_it_thinks(server, tmp_path):
-    async with running(server, tmp_path, Echo(0.2)):
+    thought = asyncio.Event()
+    async with running(server, tmp_path, Echo(thought.wait)):
         server.say(7, "Hello")
         await server.until(lambda: server.asked("sendChatAction"))
         assert not server.sent
         assert server.asked("sendChatAction") == [{"chat_id": 7, "action": "typing"}]
+        thought.set()
+        await server.replies(7, 1)
+        thought.clear()
         server.refuse("sendChatAction", 500)  # no matter
         server.say(7, "Again")
+        await server.until(lambda: server.refused)
+        thought.set()
         await server.replies(7, 2)
 
 
 @alone
 async def test_a_burst_is_answered_in_order_and_people_in_parallel(server, tmp_path):
-    async with running(server, tmp_path, Echo(0.05), most=100) as friend:
+    together = asyncio.Barrier(5)  # a reply waits until all five are thought about
+    async with running(server, tmp_path, Echo(together.wait), most=100) as friend:
         numbers = {}
         for i in range(8):
             for person in (1, 2, 3, 4, 5):
@@ -352,12 +367,13 @@ async def test_replies_outlast_errors_of_the_server(server, tmp_path):
     server.refuse("getUpdates", 429, retry_after=1)
     server.webhook = "https://example.org"
     async with running(server, tmp_path):
-        server.refuse("sendMessage", 500)
-        server.say(7, "hello")
-        server.say(8, "blocks the bot")
         server.blocked.add(8)
-        assert texts(await server.replies(7, 1)) == ["You said: hello"]
+        server.say(8, "blocks the bot")
+        await server.until(lambda: ("sendmessage", 403) in [(method, e.code) for method, e, _ in server.refused])
         server.blocked.discard(8)
+        server.refuse("sendMessage", 500)  # only now: whichever message comes first gets it
+        server.say(7, "hello")
+        assert texts(await server.replies(7, 1)) == ["You said: hello"]
         server.say(8, "is back")
         assert texts(await server.replies(8, 1)) == ["You said: is back"]
 
@@ -451,17 +467,24 @@ sys.modules["chat.engine"] = types.SimpleNamespace(Engine=None, TooLong=ValueErr
 sys.modules["chat.friend"] = types.SimpleNamespace(Friend=None, load_friend=None)
 from chat.store import Store
 from chat.telegram import Settings, serve, start_log
-from tests.test_telegram import Echo
+from tests.test_telegram import Echo, until_there
 settings = Settings.read(os.environ)
 start_log(settings.token)
 with Store(settings.database) as store:
-    asyncio.run(serve(settings, Echo(float(os.environ["THINKS"])), store))
+    asyncio.run(serve(settings, Echo(lambda: until_there(os.environ["WAITS_FOR"])), store))
 """
 
 
+async def until_there(path: str | Path, text: str = "") -> None:
+    """Waits for a file, and a text in it."""
+    async with asyncio.timeout(30):
+        while not Path(path).exists() or text not in Path(path).read_text():
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
-async def process(server: FakeTelegram, tmp_path: Path, thinks: float = 0.0):
-    """The bot as a process; killed at the end where it still runs."""
+async def process(server: FakeTelegram, tmp_path: Path, waits_for: str | Path = os.devnull):
+    """The bot as a process that replies once a file is there; killed at the end where it still runs."""
     environ = {
         **os.environ,
         "TG_BOT_TOKEN": TOKEN,
@@ -469,7 +492,7 @@ async def process(server: FakeTelegram, tmp_path: Path, thinks: float = 0.0):
         "TG_DATABASE": str(tmp_path / "t.sqlite"),
     }
     environ |= {
-        "THINKS": str(thinks),
+        "WAITS_FOR": str(waits_for),
         "TG_MESSAGES_PER_MINUTE": "100",
         "FEEDBACK_FILE": str(tmp_path / "feedback.jsonl"),
     }
@@ -486,11 +509,13 @@ async def process(server: FakeTelegram, tmp_path: Path, thinks: float = 0.0):
 
 @alone
 async def test_sigterm_loses_no_reply(server, tmp_path):
-    async with process(server, tmp_path, thinks=0.5) as bot:
+    async with process(server, tmp_path, waits_for=tmp_path / "go") as bot:
         server.say(7, "under way")
         server.say(7, "waits")
         await server.until(lambda: server.asked("sendChatAction"), 100)
         bot.send_signal(signal.SIGTERM)
+        await until_there(tmp_path / "log", "stopping: 1 people")
+        (tmp_path / "go").touch()
         assert await asyncio.wait_for(bot.wait(), 30) == 0
         assert texts(server.to(7)) == ["You said: under way"]
     async with process(server, tmp_path):
@@ -672,9 +697,9 @@ def test_the_token_is_in_no_log_line():
 @alone
 async def test_a_token_that_telegram_refuses(server, tmp_path):
     server.token = "1:another"
-    with pytest.raises(telegram.Refused, match="does not know TG_BOT_TOKEN") as caught:
-        async with running(server, tmp_path):
-            await asyncio.sleep(0.5)
+    async with bot_of(server, tmp_path, Echo()) as bot:
+        with pytest.raises(telegram.Refused, match="does not know TG_BOT_TOKEN") as caught:
+            await bot.run(asyncio.Event())  # which nobody sets
     assert TOKEN not in str(caught.value)
 
 

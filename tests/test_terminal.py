@@ -109,14 +109,20 @@ def test_a_talk_without_a_file_leaves_nothing(talk, tmp_path, monkeypatch):
 def test_ctrl_c_stops_a_reply_and_not_the_talk(talk, friend, monkeypatch):
     ask, stopped, pressed = friend.engine.ask, [], []
 
+    class Paused(Stream):
+        def _ready(self, wake):
+            is_ready = super()._ready(wake)
+            if not is_ready:  # what it said is on the screen
+                # Again and again: a first one may come just before the loop falls asleep.
+                signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+            return is_ready
+
     def slow(what):
         if len(what.messages) < 3:
             return ask(what)
-        stream = Stream()
-        stream._put("I was just")
-        stopped.append(stream)
-        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)  # again: a first one may come just before the loop falls asleep
-        return stream
+        stopped.append(Paused())
+        stopped[-1]._put("I was just")
+        return stopped[-1]
 
     def press(*_):
         if not pressed:
