@@ -152,8 +152,9 @@ def test_on_a_terminal_ctrl_c_at_the_prompt_keeps_it_open():
     command = [sys.executable, "-m", "chat.terminal", "--models", "friend-ppo", "--seed", "1"]
     environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(
-        command, cwd=ROOT, stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
-    )
+        command, cwd=ROOT, stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's job ignores it
+    )  # fmt: skip
     os.close(side)
     seen = b""
 

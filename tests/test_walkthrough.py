@@ -1,5 +1,7 @@
 """experiments/walkthrough.ipynb: it is stored without outputs, and runs from its first cell to its last on what ships."""
 
+import ast
+import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +26,16 @@ def test_it_is_stored_without_outputs():
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert code and not any(cell["outputs"] or cell["execution_count"] for cell in code)
+
+
+def test_what_it_imports_is_where_it_looks():
+    code = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    imports = [node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    assert len(imports) > 10
+    for node in imports:
+        module = importlib.import_module(node.module)
+        for name in node.names:
+            assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), name.name
 
 
 @pytest.mark.slow
