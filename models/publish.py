@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from models import merge
 from models.load import PRETRAINED, base_of
-from models.ship import flat, stage_of
+from models.ship import flat, licence_of, stage_of
 
 #: Tokenizer and weights; what a trainer left beside them (training_args.bin is a pickle) is nobody's.
 SENT = (".safetensors", ".json", ".jinja", ".txt", ".model")
@@ -51,8 +51,6 @@ on. {licence}
 """
 
 ABOUT = {"sft": "The friend after supervised fine-tuning", "ppo": "The friend after learning openers from a reward"}
-LICENCE = "cc-by-nc-sa-4.0"
-OURS = "Licence: CC BY-NC-SA 4.0, the strictest of those of its corpora (DailyDialog's)."
 THEIRS = "The licences of {base} and of the data that it and the adapter were trained on apply."
 USE_MERGED = """    from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -135,7 +133,7 @@ def card(directory: Path, model: Path, repo: str) -> str:
         f"library_name: {'transformers' if merged else 'peft'}",
     ]
     if is_ours(base):
-        metadata.append(f"license: {LICENCE}")
+        metadata.append(f"license: {licence_of(directory)[0]}")
     elif not Path(base).exists():
         metadata.append(f"base_model: {base}")
     if merged:
@@ -149,7 +147,7 @@ def card(directory: Path, model: Path, repo: str) -> str:
         run=f"{directory.resolve().parent.name}/{directory.resolve().name}",
         commit=lineage["commit"][:7],
         use=use,
-        licence=OURS if is_ours(base) else THEIRS.format(base=name),
+        licence=f"Licence: {licence_of(directory)[1]}" if is_ours(base) else THEIRS.format(base=name),
         numbers="\n".join(f"| {key} | {value} |" for key, value in flat(summary)),
     )
 

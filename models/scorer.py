@@ -75,16 +75,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict], max_length: int
         fast.no_truncation()
         fast.no_padding()
         fast.encode_special_tokens = True
+        firsts = fast.encode_batch([printable(known(row)) if pair else "" for row in rows], add_special_tokens=False)
         seconds = fast.encode_batch([printable(row["response"]) for row in rows], add_special_tokens=False)
-        firsts = seconds
-        if pair:
-            firsts = fast.encode_batch([printable(known(row)) for row in rows], add_special_tokens=False)
     room = max_length - fast.num_special_tokens_to_add(pair)
     inputs = []
     for first, second in zip(firsts, seconds, strict=True):
         second.truncate(room)
-        if pair:
-            first.truncate(room - len(second), direction="left")
+        first.truncate(room - len(second), direction="left")
         whole = fast.post_process(first, second) if pair else fast.post_process(second)
         inputs.append({"input_ids": whole.ids, "attention_mask": whole.attention_mask})
         if "token_type_ids" in tokenizer.model_input_names:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.load import PRETRAINED, load_policy, load_scorer, load_tokenizer
+from models.load import PRETRAINED, base_of, load_policy, load_scorer, load_tokenizer
 from models.sampling import prompt_ids, say
 
 #: What a person might say first: the card shows the replies, unedited.
@@ -144,8 +144,7 @@ def card(run: Path, name: str) -> str:
         ),
     }[stage_of(run)]
     is_reward = stage_of(run) == "reward"
-    is_own = stage_of(run) == "sft" and "smollm2" in base and set(config["sources"]) <= {"sample", "openers"}
-    licence, terms = OWN if is_own else READ
+    licence, terms = licence_of(run)
     return CARD.format(
         base=base,
         name=name,
@@ -165,6 +164,15 @@ def card(run: Path, name: str) -> str:
             "to be relied on."
         ),
     )
+
+
+def licence_of(run: Path) -> tuple[str, str]:
+    """The licence's id and what it comes from, of a run's weights on a base that ships."""
+    config = json.loads((run / "config.json").read_text())
+    is_own = (
+        stage_of(run) == "sft" and base_of(str(run)) == "smollm2" and set(config["sources"]) <= {"sample", "openers"}
+    )
+    return OWN if is_own else READ
 
 
 def stage_of(run: Path) -> str:

@@ -60,7 +60,7 @@ from data.scenes import Scene, scenes_of
 from experiments.bench import reward
 from experiments.bench.side import Rounds, Side, Turns, averaged, matmul_peak, paired, rounded, show, spread
 from experiments.run import Run, keep_freed_memory
-from models.load import load_scorer, load_tokenizer
+from models.load import load_tokenizer
 from models.scorer import Scorer, encode
 from rl.evaluate import opener_prompt, opinions
 from rl.rollout import POLICY, REFERENCE, value_trunk
@@ -253,8 +253,8 @@ def load(
     config = OpenerConfig(**config | {"model_dtype": dtype})
     tokenizer = load_tokenizer(friend)
     scenes = scenes_of("sample", "train") if prompt is None else even_scenes(tokenizer, prompt, 2 * 64)
-    judge = load_scorer(scorer, dtype="float32" if prompt and not is_bf16 else config.reward_dtype)
-    judge.likelihood = None  # both sides would wait for it, and its products are not counted
+    # Without a language model beside it: both sides would wait for that, and its products are not counted.
+    judge = reward.classifier(scorer, "float32" if prompt and not is_bf16 else config.reward_dtype)
     parts = Parts(config, args, policy_with_reference(friend, config), tokenizer, judge, scenes)
     turns.loaded()
     return parts

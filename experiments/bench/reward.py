@@ -82,6 +82,7 @@ def bench(rounds: int = ROUNDS, scorer: str = "runs/tiny/reward-s1", most: int |
 
 
 def classifier(name: str, dtype: str = "float32") -> Scorer:
+    """A reward without the language model beside it."""
     scorer = load_scorer(name, dtype=dtype)
     scorer.likelihood = None
     return scorer
