@@ -87,6 +87,8 @@ reward: $(REWARD)/summary.json  ## the engagement reward; FEEDBACK=a file: with 
 friend-reward: $(VENV)/installed  ## rebuild the embedded reward from people's dialogues (ICEBREAKER_DATA; under an hour)
 	test -f runs/friend-reward/reward-s$(SEED)/summary.json || \
 		$(PY) -m reward.train --config experiments/friend-reward/reward.yaml --seed $(SEED)
+	test -f runs/friend-reward/reward-contrasts-s$(SEED)/summary.json || \
+		$(PY) -m reward.train --config experiments/friend-reward/reward-contrasts.yaml --seed $(SEED) --model_name_or_path runs/friend-reward/reward-s$(SEED)
 reward-eval: $(VENV)/installed $(EVALUATED)  ## does a reward agree with people? MODEL=a run, OTHERS=its other seeds (ICEBREAKER_DATA)
 	$(PY) -m reward.evaluate --reward_model_path $(MODEL) $(if $(OTHERS),--other_seeds $(OTHERS))
 gold: $(VENV)/installed  ## rebuild friend-gold, the judge that PPO never optimises (ICEBREAKER_DATA)

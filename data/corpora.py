@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from data import daily, empathetic, extra, openers, sample
+from data import contrasts, daily, empathetic, extra, openers, sample
 from data.dialogue import SPLITS, Dialogue
 
 #: corpus -> load(split, root), root None for the hub or the project's own sample.
@@ -11,6 +11,7 @@ LOADERS = {
     "sample": lambda split, root: sample.load(split),
     "openers": lambda split, root: openers.load(split),
     "rated": lambda split, root: openers.load_rated(split),
+    "contrasts": lambda split, root: contrasts.load(split),
     "empathetic": empathetic.load,
     "daily": daily.load,
     **{corpus: lambda split, root, corpus=corpus: extra.load(corpus, split, root) for corpus in extra.FILES},

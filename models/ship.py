@@ -4,7 +4,7 @@ python -m models.ship runs/base/pretrain-s1 friend-base
 python -m models.ship runs/tiny/sft-s1 friend-sft
 python -m models.ship runs/small/ppo-s1 friend-small
 python -m models.ship runs/small/sft-s1 friend-small-sft
-python -m models.ship runs/friend-reward/reward-s1 friend-reward
+python -m models.ship runs/friend-reward/reward-contrasts-s1 friend-reward
 python -m models.ship runs/friend-reward/reward-gold-graded-s8 friend-gold
 """
 

@@ -3,8 +3,9 @@
     make reward-eval     # python -m reward.evaluate --reward_model_path runs/tiny/reward-s1
 
 Reads the human ratings of Ghazarian et al. 2020 (engagement/), Topical-Chat's ratings, DailyDialog's and GoEmotions' test
-splits and the probes. What is absent on this machine is left out of the table, with a line saying so. Writes table.md,
-evaluation.json, the scores of the probes, and two figures into the run directory, and prints the figures as JSON last.
+splits, the contrasts and the probes. What is absent on this machine is left out of the table, with a line saying so. Writes
+table.md, evaluation.json, the scores of the probes, and two figures into the run directory, and prints the figures as JSON
+last.
 
 Intervals are 95 %, by bootstrap over what was drawn: pairs of texts, dialogues, or probes.
 """
@@ -24,7 +25,7 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, roc_auc_score
 
-from data import daily, emotions, extra
+from data import contrasts, daily, emotions, extra
 from data.dialogue import EMOTIONS
 from data.source import data_root, write_whole
 from data.text import detokenise
@@ -108,8 +109,9 @@ def measured(model: str, config: EvaluateConfig, folder: Path, memory: dict[str,
     scorer, root, measures = load_scorer(model), data_root(config.data_root), []
     if scorer.likelihood:
         scorer.likelihood.memory = memory.setdefault(scorer.likelihood.name, {})
-    for measure in (human_engagement, convai, rated_turns, true_replies, named_emotions, calibration, probes):
-        if measure is not probes and root is None:
+    of_corpora = (human_engagement, convai, rated_turns, true_replies, named_emotions, calibration)
+    for measure in (*of_corpora, wrong_lines, probes):
+        if measure in of_corpora and root is None:
             print(f"{measure.__name__} left out: it needs the corpora; set ICEBREAKER_DATA")
             continue
         found = measure(scorer, root, config, folder)
@@ -275,6 +277,20 @@ def expected_calibration_error(probs_BR: np.ndarray, target_B: np.ndarray, num_b
 
 
 # ------------------------------------------------------------------------------------------------ probes
+
+
+def wrong_lines(scorer: Scorer, root: Path | None, config: EvaluateConfig, folder: Path) -> list[Measure]:
+    """The good line of a moment against what is cold, gushing, generic or confused there, by the same hand, on test."""
+    moments, worse = reaction_rows(list(contrasts.load("test"))), contrasts.worse_lines()
+    wrong = [{**row, "response": worse[row["dialogue"]][kind]} for kind in contrasts.KINDS for row in moments]
+    score_KB = scores(scorer, [*moments, *wrong]).reshape(1 + len(contrasts.KINDS), len(moments))
+    won_KB = (score_KB[0] > score_KB[1:]).astype(float)
+    low, high = bootstrap(len(moments), lambda i: won_KB[:, i].mean())
+    note = f"{len(moments)} moments"
+    return [
+        Measure("good line above a wrong one of its moment", won_KB.mean(), low, high, note=note),
+        *(Measure(f"the same: {kind}", won_B.mean()) for kind, won_B in zip(contrasts.KINDS, won_KB, strict=True)),
+    ]
 
 
 def probes(scorer: Scorer, root: Path | None, config: EvaluateConfig, folder: Path) -> list[Measure]:

@@ -8,18 +8,23 @@
                 the reply's place, or added to it; "How lovely!" and the like likewise, whatever was said, which
                 policies say too often where a reward takes them for warmth (kind gushing)
     spoilt      shouted, flooded with emoji, stuffed with glad words, or turned into an interrogation
+    cold, gushing, generic, confused
+                what was written for this very moment and is wrong there in that way, by the hand that wrote the good line
+                (data/contrasts.py): of source contrasts alone
     machine     what a small language model says in the reply's place: whole sentences, often without sense, in the very
                 style of the openers that PPO starts from. A reward that never saw any takes them for people's
 
 Each is labelled DISENGAGED with a probability of its own: a wrong moment may pass for a right one.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data import contrasts
 from data.dialogue import INSTRUCTIONS, scene_messages
 from data.source import read_jsonl
 from models.embed import embed
@@ -31,6 +36,7 @@ UNWELCOME = Path(__file__).parent / "unwelcome.jsonl"
 #: kind -> probability that the other one has nothing to say.
 KINDS = {
     "swapped": 1.0, "nearest": 0.9, "moment": 0.7, "corrupted": 0.95, "unwelcome": 0.95, "spoilt": 0.9, "machine": 0.8,
+    "cold": 0.9, "gushing": 0.7, "generic": 0.8, "confused": 0.9,
 }  # fmt: skip
 #: A gushing line is in its place at times, and what stands beside it may still be answered.
 GUSHING = 0.6
@@ -180,6 +186,13 @@ def machine_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> li
     ]
 
 
+def contrast_rows(kind: str, rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
+    """The line of this kind of the same moment."""
+    worse = contrasts.worse_lines()
+    written = [i for i in _true(rows) if rows[i]["source"] == "contrasts"]
+    return [_spoil(rows[i], i, kind, worse[rows[i]["dialogue"]][kind]) for i in _draw(written, ratio, rng)]
+
+
 def _prompt(row: dict, tokenizer) -> list[int]:
     """Token ids that ask for the friend's turn after the row's context."""
     return prompt_ids(tokenizer, scene_messages(INSTRUCTIONS["friend"], row["profile"], row["context"]))
@@ -188,6 +201,7 @@ def _prompt(row: dict, tokenizer) -> list[int]:
 _MAKERS = {
     "swapped": swapped_rows, "nearest": nearest_rows, "moment": moment_rows, "corrupted": corrupted_rows,
     "unwelcome": unwelcome_rows, "spoilt": spoilt_rows, "machine": machine_rows,
+    **{kind: partial(contrast_rows, kind) for kind in contrasts.KINDS},
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ What each source tells:
     sample, daily   the emotion of the next turn
     topical_chat    the emotion of the next turn, and the partner's rating of this one beside its dialogue's others
     openers         that somebody would answer: they were written for it
+    contrasts     what is good at a moment; what is cold, gushing, generic or confused there is a negative
     rated           how gladly one would answer what a model said (RATED): the same style, with and without sense
     empathetic      that there was an answer; what the friend says when facts are known (data/profile.py: opener_readings)
     go_emotions     what 28 emotions look like in a text by itself
@@ -27,7 +28,7 @@ from reward.emotions import ENDS, GO_EMOTIONS, RATED
 from reward.feedback import feedback_rows
 from reward.negatives import add_negatives
 
-DIALOGUES = ("sample", "openers", "rated", "daily", "empathetic", "topical_chat")
+DIALOGUES = ("sample", "openers", "contrasts", "rated", "daily", "empathetic", "topical_chat")
 SOURCES = (*DIALOGUES, "go_emotions")
 FOLDS = ("all", "proxy", "gold")
 CONTEXT_TURNS = 4
@@ -88,7 +89,7 @@ def reaction_rows(dialogues: list[Dialogue]) -> list[dict]:
     """
     rows = []
     for dialogue in dialogues:
-        if dialogue.source in ("openers", "rated"):
+        if dialogue.source in ("openers", "contrasts", "rated"):
             opener = dialogue.turns[-1]
             said = (opener.text, None, context_of(dialogue, len(dialogue.turns) - 1), dialogue.profile)
             row = _row(dialogue.source, dialogue.id.split("#")[0], *said)

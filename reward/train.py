@@ -36,7 +36,7 @@ from transformers import (
     set_seed,
 )
 
-from data import emotions
+from data import contrasts, emotions
 from data.dialogue import EMOTIONS, SPLITS
 from data.order import EpochOrder
 from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
@@ -62,8 +62,10 @@ from reward.pairs import FOLDS, SOURCES, load_rows
 
 #: Binary cross-entropy is a mean over 28 mostly absent emotions, a tenth of the reactions' loss: this levels them.
 EMOTION_COEF = 10.0
-#: Negatives that are people's own words in another's place.
-MISPLACED = ("swapped", "nearest", "moment")
+#: Kinds of negatives that differ from their true row in sense or tone, not in who wrote them: people's own words in
+#: another's place, and one hand's lines for one moment.
+COMPARED = (("swapped", "nearest", "moment"), contrasts.KINDS)
+UNWEIGHED = f"likelihood_model has nothing to be weighed by: add negatives of {sum(COMPARED, ())} or source 'rated'"
 
 
 @dataclass
@@ -142,10 +144,12 @@ class RewardConfig(RunConfig):
             raise ValueError(f"feedback_repeats is {self.feedback_repeats}, but each row counts once at least")
         if self.likelihood_model and self.preset != "reaction":
             raise ValueError("likelihood_model is given, but preset text reads an utterance alone: it knows no moment")
-        if self.likelihood_model and "rated" not in self.sources and not any(map(self.negatives.get, MISPLACED)):
-            raise ValueError(
-                f"likelihood_model has nothing to be weighed by: add negatives {MISPLACED} or source 'rated'"
-            )
+        if (
+            self.likelihood_model
+            and "rated" not in self.sources
+            and not any(map(self.negatives.get, sum(COMPARED, ())))
+        ):
+            raise ValueError(UNWEIGHED)
         if self.num_members < 1:
             raise ValueError(f"num_members is {self.num_members}, but a reward has one at least")
 
@@ -417,9 +421,10 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
     """Weighs the language model's features on validation rows, then fits temperature and bias anew; sets all three.
 
     The weights by comparisons alone (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1: -log sigmoid of a difference of
-    scores), half of them of a true reply and another dialogue's or moment's in its place, half of two graded openers of a
-    model, whose grades differ. By the reactions' loss fluency comes out harmful: a model's own lines are likelier to
-    models than people's are, and it would tell who wrote a line, not whether it makes sense (experiments/LOG.md).
+    scores), each group counting the same: a true reply and another dialogue's or moment's in its place; the good line of
+    a moment and one that is wrong there by the same hand; two graded openers of a model, whose grades differ. By the
+    reactions' loss fluency comes out harmful: a model's own lines are likelier to models than people's are, and it would
+    tell who wrote a line, not whether it makes sense (experiments/LOG.md).
     """
     known = [i for i, row in enumerate(rows) if row["disengaged"] is not None]
     place = {i: at for at, i in enumerate(known)}
@@ -430,13 +435,16 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
     groups = [
         torch.tensor(pairs)
         for pairs in (
-            [(place[row["pair"]], at) for at, row in enumerate(rows_known) if row["kind"] in MISPLACED],
+            *(
+                [(place[row["pair"]], at) for at, row in enumerate(rows_known) if row["kind"] in kinds]
+                for kinds in COMPARED
+            ),
             pairs_of_grades(rows_known),
         )
         if pairs
     ]
     if not groups:
-        raise ValueError(f"likelihood_model has nothing to be weighed by: add negatives {MISPLACED} or source 'rated'")
+        raise ValueError(UNWEIGHED)
 
     weight_F, log_scale = torch.zeros(len(FEATURES), requires_grad=True), torch.zeros((), requires_grad=True)
     centred_BF = features_BF - features_BF.mean(0)

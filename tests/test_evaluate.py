@@ -101,13 +101,25 @@ def test_a_judge_without_judgement_is_found_out(tmp_path, config):
     assert error.value > 0.05 and skill.value < 0.2
 
 
+def test_the_good_line_of_a_moment_is_held_against_each_wrong_one(tmp_path, config):
+    good = {row["response"] for row in evaluate.reaction_rows(list(evaluate.contrasts.load("test")))}
+    cold = {lines["cold"] for lines in evaluate.contrasts.worse_lines().values()}
+    judge = Known(lambda row: 2.0 if row["response"] in cold else float(row["response"] in good))
+    found = {m.name: m for m in evaluate.wrong_lines(judge, None, config, tmp_path)}
+    everything = found.pop("good line above a wrong one of its moment")
+    assert everything.value == pytest.approx(0.75) and everything.note == "120 moments"
+    assert {name.split()[-1]: m.value for name, m in found.items()} == {
+        "cold": 0.0, "gushing": 1.0, "generic": 1.0, "confused": 1.0
+    }  # fmt: skip
+
+
 def test_without_the_corpora_the_probes_are_left_and_said_so(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("ICEBREAKER_DATA", raising=False)
     monkeypatch.setattr(evaluate, "load_scorer", lambda name: Known(lambda row: len(row["response"])))
     monkeypatch.setattr(evaluate, "resolve", lambda name: "a/hub-id")
     evaluate.main(evaluate.EvaluateConfig(run_dir=str(tmp_path / "eval")))
     out = capsys.readouterr().out
-    assert "human_engagement left out" in out and "probes, all 210" in out
+    assert "human_engagement left out" in out and "wrong one of its moment" in out and "probes, all 210" in out
     assert set(json.loads(out.strip().splitlines()[-1])) == {
         m["name"] for m in json.loads((tmp_path / "eval" / "evaluation.json").read_text())
     }

@@ -234,6 +234,14 @@ def test_each_feature_gets_the_weight_that_its_comparisons_ask_for(friend):
     assert (after[pairs[:, 0]] > after[pairs[:, 1]]).float().mean() > 0.75
 
 
+def test_the_good_line_of_a_moment_is_compared_with_what_is_wrong_there(friend):
+    scorer = beside(Told("told", friend.model, friend.tokenizer))
+    kind = {"swapped": "confused"}
+    rows = [{**row, "kind": kind.get(row["kind"], row["kind"])} for row in rows_with_features()]
+    fit_likelihood(scorer, rows)
+    assert scorer.likelihood_weights["relevance"] > 0.1
+
+
 def test_the_pairs_of_grades_are_better_and_worse_and_not_too_many():
     rows = [{"kind": "rated", "disengaged": d} for d in (0.9, 0.15, 0.15, 0.7)] + [{"kind": "true", "disengaged": 0.0}]
     assert sorted(pairs_of_grades(rows)) == [(1, 0), (1, 3), (2, 0), (2, 3), (3, 0)]
