@@ -385,7 +385,7 @@ def runs(friend_adapter, tiny_scorer, tmp_path):
 
     def make(arm="ppo", seed=1, sft=friend_adapter, reward=tiny_scorer):
         run = tmp_path / "runs" / "tiny" / f"{arm}-s{seed}"
-        shutil.copytree(friend_adapter, run / "model")
+        shutil.copytree(friend_adapter, run / "model", dirs_exist_ok=True)
         weights = load_file(run / "model" / "adapter_model.safetensors")
         noise = torch.Generator().manual_seed(seed)
         weights = {k: w + 0.03 * torch.randn(w.shape, generator=noise) for k, w in weights.items()}
@@ -406,8 +406,8 @@ def runs(friend_adapter, tiny_scorer, tmp_path):
             "resamples": 100,
         }  # fmt: skip
         return compare.CompareConfig(
-            runs_dir=str(tmp_path / "runs" / "tiny"), sft_model_path=friend_adapter, reward_model_path=tiny_scorer,
-            **(settings | more),
+            runs_dir=str(tmp_path / "runs" / "tiny"), sft_model_path=friend_adapter,
+            **({"reward_model_path": tiny_scorer} | settings | more),
         )  # fmt: skip
 
     return make, config
@@ -450,7 +450,14 @@ def test_the_whole_of_it_and_then_only_what_is_missing(runs, tmp_path, tiny_scor
     assert np.abs(gold).max() < 1e-5 and "gold_gain" in again.table["ppo"]
     kept = pq.read_table(directory / "rows.parquet").to_pylist()
     assert len(kept) == len(rows)  # the other arms' stay for the next time
+    # Another proxy reads what is there.
+    make("ppo", 1, reward="friend-gold"), make("ppo", 2, reward="friend-gold")
+    other = compare.main(config(arms=["best-of-2", "ppo"], seeds=[1, 2], reward_model_path="friend-gold"))
+    text = {(r["arm"], r["seed"], r["scene"], r["sample"]): r["opener"] for r in rows}
+    assert all(text[r["arm"], r["seed"], r["scene"], r["sample"]] == r["opener"] for r in other.rows)
+    assert other.table["ppo"]["proxy"].value != found.table["ppo"]["proxy"].value
     capsys.readouterr()
+    make("ppo", 1), make("ppo", 2)
     compare.main(config(arms=["ppo"], seeds=[1, 2], gold_model_path="friend-nowhere"))
     assert "gold is left out" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="computed again"):  # another temperature is another question
@@ -597,7 +604,8 @@ def test_a_score_that_is_no_number_names_the_scene_and_keeps_what_was_done(runs,
     make()
     settings = config()
     compare.main(config(arms=["sft"]))
-    before = len(pq.read_table(tmp_path / "runs/tiny/compare/rows.parquet"))
+    file = tmp_path / "runs/tiny/compare/rows.parquet"
+    before = pq.read_table(file).to_pylist()
 
     class Broken(LengthScorer):
         def score(self, rows):
@@ -606,7 +614,9 @@ def test_a_score_that_is_no_number_names_the_scene_and_keeps_what_was_done(runs,
     monkeypatch.setattr(openers, "load_scorer", lambda *_, **__: Broken())
     with pytest.raises(ValueError, match="the scorer gave nan for scene 'sample-"):
         compare.main(settings)
-    assert len(pq.read_table(tmp_path / "runs/tiny/compare/rows.parquet")) == before
+    sft, rest = before, pq.read_table(file).to_pylist()[len(before) :]
+    assert pq.read_table(file).to_pylist()[: len(before)] == sft
+    assert {row["arm"] for row in rest} <= {"ppo"} and all(row["proxy_key"] == openers.UNASKED for row in rest)
 
 
 # ------------------------------------------------------------------------------------------ what the arms' recipes need

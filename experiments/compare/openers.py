@@ -1,8 +1,9 @@
 """What each arm writes for the scenes, and what is measured on it: rows, kept in rows.parquet.
 
 A row is an opener: {"arm", "seed", "scene", "sample", "opener", "ended", "tokens", "words", "proxy", "gold" (where there
-is a gold model), "kl", "base_nats", "question", "names_profile", "copied", "profane", "run_id", "key", "gold_key"}. `key`
-is a hash of the weights and of all that was asked of them: what is there under the same key is not computed again.
+is a gold model), "kl", "base_nats", "question", "names_profile", "copied", "profane", "run_id", "key", "proxy_key",
+"gold_key"}. `key` is a hash of the weights and of all that was asked of them, the other two of who judged: what is there
+under the same key is not computed again.
 
     proxy       the score that was optimised, less `missing_eos_penalty` where the opener did not end by itself
     kl          log p - log q of the opener in nats, q the SFT policy, both at `temperature`; its mean is the KL. None
@@ -38,6 +39,9 @@ from reward.probes import load_probes
 from rl.evaluate import check_lengths, opener_prompt, opinions, training_texts
 from rl.metrics import copies
 
+UNASKED = ""  # a judge's key where none has read the opener yet
+JUDGED_AT_ONCE = 512
+
 
 @dataclass
 class Asked:
@@ -66,16 +70,16 @@ class Measured:
         self.tokenizer = load_tokenizer(asked.sft_model_path)
         self.prompts = [opener_prompt(self.tokenizer, scene, asked.instruction) for scene in scenes]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.proxy = load_scorer(asked.reward_model_path, self.device, dtype=asked.reward_dtype)
-        self.gold_key = weights_hash(resolve(asked.gold_model_path)) if asked.gold_model_path else None
-        self.gold = None
-        if asked.gold_model_path:
-            self.gold = load_scorer(asked.gold_model_path, self.device, dtype=asked.reward_dtype)
+        judges = {"proxy": asked.reward_model_path, "gold": asked.gold_model_path}
+        self.judge_keys = {name: self.judge_key(path) if path else None for name, path in judges.items()}
+        self.judges = {
+            name: load_scorer(path, self.device, dtype=asked.reward_dtype) for name, path in judges.items() if path
+        }
         self.models: dict[str, torch.nn.Module] = {}  # SFT policy and base, loaded when they are first needed
 
     def rows(self, who: list[Speaker]) -> tuple[list[dict], list[dict]]:
         """Rows of openers, and of probes (`probes`), of all speakers. Rows of others stay in the directory; those of an
-        earlier model or question of the same speakers are dropped."""
+        earlier model or question of the same speakers are dropped. A judge that has changed reads what is there anew."""
         keys = {(speaker.arm, speaker.seed): self.key(speaker) for speaker in who}
         found = {
             name: [r for r in read(self.directory / f"{name}.parquet") if keys.get(of(r), r["key"]) == r["key"]]
@@ -83,39 +87,54 @@ class Measured:
         }
         for speaker, key in zip(who, keys.values(), strict=True):
             there = [row for row in found["rows"] if row["key"] == key]
-            if there and there[0]["gold_key"] == self.gold_key:
+            if there and not self.changed(there[0]):
                 print(f"{speaker.arm} {speaker.seed}: {len(there)} rows are there")
                 continue
             if not there:
                 there = [{**row, "run_id": speaker.id, "key": key} for row in self.measured(speaker)]
                 found["rows"] += there
                 found["probes"] += [{**row, "key": key} for row in self.probes(speaker)]
-            self.judge(there)
-            for name, part in found.items():
-                write(self.directory / f"{name}.parquet", part)
+                self.keep(found)
+            for judge in self.changed(there[0]):
+                self.judge(there, judge)
+                self.keep(found)
         return tuple([row for row in part if of(row) in keys] for part in found.values())
 
+    def keep(self, found: dict[str, list[dict]]) -> None:
+        for name, part in found.items():
+            write(self.directory / f"{name}.parquet", part)
+
     def key(self, speaker: Speaker) -> str:
-        asked = {k: v for k, v in asdict(self.asked).items() if k not in ("gold_model_path", "batch_size")}
+        """Of all that decides what a speaker writes, and what is measured of it but the judges' opinions."""
+        others = ("reward_model_path", "gold_model_path", "reward_dtype", "batch_size")
+        asked = {k: v for k, v in asdict(self.asked).items() if k not in others}
         base = base_of(self.asked.sft_model_path)
-        parents = [
-            weights_hash(resolve(name)) for name in (self.asked.sft_model_path, base, self.asked.reward_model_path)
-        ]
+        parents = [weights_hash(resolve(name)) for name in (self.asked.sft_model_path, base)]
         everything = [asdict(speaker), asked, parents, [asdict(scene) for scene in self.scenes]]
         if speaker.model is None:
             everything.append(people(self.scenes))
         return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
+    def judge_key(self, path: str) -> str:
+        """Of what decides a judge's opinion: its weights, and how they become a score."""
+        directory = Path(resolve(path))
+        settings = [
+            file.read_text() for file in (directory / "model/scorer.json", directory / "scorer.json") if file.exists()
+        ]
+        everything = [weights_hash(directory), settings, self.asked.reward_dtype]
+        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
+
+    def changed(self, row: dict) -> list[str]:
+        """The judges whose opinion a row does not hold."""
+        return [name for name, key in self.judge_keys.items() if row[f"{name}_key"] != key]
+
     def measured(self, speaker: Speaker) -> list[dict]:
-        """A speaker's openers with all but gold."""
+        """A speaker's openers with all but the judges' opinions, whose keys no judge has."""
         model = None if speaker.model is None else self.model(speaker.model)
         rows = []
         for part, samples in self.written(speaker, model):
-            scenes = [self.scenes[i] for i, _ in part]
             prompts = [self.prompts[i] for i, _ in part]
             texts = decode(samples, self.tokenizer)
-            proxy_B = opinions(self.proxy, scenes, texts)
-            proxy_B = proxy_B - self.asked.missing_eos_penalty * (~samples.ended_B.cpu()).to(proxy_B)
             size_B = samples.mask_BT.sum(1).cpu()
             base_B = self.nats(self.model(base_of(self.asked.sft_model_path)), prompts, samples, 1.0) / size_B
             kl_B = [None if model is None else 0.0] * len(part)
@@ -136,13 +155,12 @@ class Measured:
                         "ended": bool(samples.ended_B[b]),
                         "tokens": int(size_B[b]),
                         "words": len(texts[b].split()),
-                        "proxy": proxy_B[b].item(),
                         "kl": kl_B[b],
                         "base_nats": base_B[b].item(),
                         "question": "?" in texts[b],
                         "names_profile": names_profile(texts[b], self.scenes[i].profile),
                         "profane": profane(texts[b]),
-                        "gold_key": None,
+                        **{f"{name}_key": UNASKED for name in self.judge_keys},
                     }
                 )
         copied = copies([row["opener"] for row in rows], training_texts(self.asked.sft_model_path))
@@ -205,18 +223,23 @@ class Measured:
         logp_BT = logits_BTV.gather(-1, response_BT[..., None]).squeeze(-1) - logits_BTV.logsumexp(-1)
         return -(logp_BT * mask_BT).sum(1).cpu()
 
-    def judge(self, rows: list[dict]) -> None:
-        """Writes the gold model's opinion into the rows, the same openers asked once; or takes it out, without one."""
+    def judge(self, rows: list[dict], name: str) -> None:
+        """Writes the opinion of judge `name` into the rows, the same openers asked once; or takes it out, without one. The
+        proxy's is less the penalty for a missing end, as PPO saw it."""
         for row in rows:
-            row.pop("gold", None)
-            row["gold_key"] = self.gold_key
-        if self.gold:
-            scenes = {scene.id: scene for scene in self.scenes}
-            pairs = list(dict.fromkeys((row["scene"], row["opener"]) for row in rows))
-            gold_B = opinions(self.gold, [scenes[id] for id, _ in pairs], [opener for _, opener in pairs])
-            opinion = dict(zip(pairs, gold_B.tolist(), strict=True))
-            for row in rows:
-                row["gold"] = opinion[row["scene"], row["opener"]]
+            row.pop(name, None)
+            row[f"{name}_key"] = self.judge_keys[name]
+        if name not in self.judges:
+            return
+        scenes, opinion = {scene.id: scene for scene in self.scenes}, {}
+        pairs = sorted({(row["scene"], row["opener"]) for row in rows})  # a language model reads a scene once for all
+        for start in tqdm(range(0, len(pairs), JUDGED_AT_ONCE), desc=f"{name} reads", unit="batch", disable=None):
+            part = pairs[start : start + JUDGED_AT_ONCE]
+            score_B = opinions(self.judges[name], [scenes[id] for id, _ in part], [opener for _, opener in part])
+            opinion.update(zip(part, score_B.tolist(), strict=True))
+        penalty = self.asked.missing_eos_penalty if name == "proxy" else 0.0
+        for row in rows:
+            row[name] = opinion[row["scene"], row["opener"]] - penalty * (not row["ended"])
 
     def probes(self, speaker: Speaker) -> list[dict]:
         """Of a model: how much likelier, in nats a token at temperature 1, it finds the kind reply than the manipulating

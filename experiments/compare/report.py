@@ -3,8 +3,8 @@
 The page holds all it needs (report.html is its template, with report.css and report.js put into it, and the figures as
 data) and its Content-Security-Policy lets it ask nobody and run no other script. Jinja escapes whatever models wrote.
 
-The expected reactions are the proxy's. They are kept in reactions.parquet, {"key", "scene", "sample", "reactions": label
--> probability}, so that a second page of the same rows loads no model.
+The expected reactions are the proxy's. They are kept in reactions.parquet, {"key", "proxy_key", "scene", "sample",
+"reactions": label -> probability}, so that a second page of the same rows loads no model.
 """
 
 import base64
@@ -115,7 +115,7 @@ def chosen(arm: str, rows: list[dict], turn: int) -> dict | None:
 
 def reactions_of(shown: list[dict[str, dict]], comparison: "Comparison", path: Path) -> dict[tuple, dict[str, float]]:
     """place(row) -> label -> the proxy's probability of it, of every row that is shown; only what `path` lacks is
-    computed. A row's `key` holds the hash of the proxy's weights."""
+    computed."""
     rows = {place(row): row for part in shown for row in part.values()}
     kept = {place(row): row["reactions"] for row in read(path)}
     if missing := [at for at in rows if at not in kept]:
@@ -128,13 +128,13 @@ def reactions_of(shown: list[dict[str, dict]], comparison: "Comparison", path: P
         )[1]
         for at, probs_R in zip(missing, probs_BR.tolist(), strict=True):
             kept[at] = dict(zip(scorer.labels, probs_R, strict=True))
-        names = ("key", "scene", "sample")
+        names = ("key", "proxy_key", "scene", "sample")
         write(path, [{**dict(zip(names, at, strict=True)), "reactions": kept[at]} for at in rows])
     return kept
 
 
-def place(row: dict) -> tuple[str, str, int]:
-    return row["key"], row["scene"], row["sample"]
+def place(row: dict) -> tuple[str, str | None, str, int]:
+    return row["key"], row.get("proxy_key"), row["scene"], row["sample"]
 
 
 # ------------------------------------------------------------------------------------------ the page's head and figures
