@@ -276,20 +276,26 @@ def expected_calibration_error(probs_BR: np.ndarray, target_B: np.ndarray, num_b
     return float(ece), points
 
 
-# ------------------------------------------------------------------------------------------------ probes
+# ------------------------------------------------------------------------------------------------ contrasts and probes
 
 
 def wrong_lines(scorer: Scorer, root: Path | None, config: EvaluateConfig, folder: Path) -> list[Measure]:
-    """The good line of a moment against what is cold, gushing, generic or confused there, by the same hand, on test."""
+    """The good line of a moment against what is cold, gushing, generic or confused there, by the same hand, on test; and
+    what exclamation marks alone tell of that, fewer of them being better."""
     moments, worse = reaction_rows(list(contrasts.load("test"))), contrasts.worse_lines()
     wrong = [{**row, "response": worse[row["dialogue"]][kind]} for kind in contrasts.KINDS for row in moments]
     score_KB = scores(scorer, [*moments, *wrong]).reshape(1 + len(contrasts.KINDS), len(moments))
     won_KB = (score_KB[0] > score_KB[1:]).astype(float)
     low, high = bootstrap(len(moments), lambda i: won_KB[:, i].mean())
+    marks_KB = np.array([row["response"].count("!") for row in [*moments, *wrong]]).reshape(score_KB.shape)
+    calmer_KB = (marks_KB[0] < marks_KB[1:]) + 0.5 * (marks_KB[0] == marks_KB[1:])
+    gushing = contrasts.KINDS.index("gushing")
     note = f"{len(moments)} moments"
     return [
         Measure("good line above a wrong one of its moment", won_KB.mean(), low, high, note=note),
         *(Measure(f"the same: {kind}", won_B.mean()) for kind, won_B in zip(contrasts.KINDS, won_KB, strict=True)),
+        Measure("the same, exclamation marks alone", calmer_KB.mean()),
+        Measure("the same: gushing, exclamation marks alone", calmer_KB[gushing].mean()),
     ]
 
 

@@ -90,11 +90,12 @@ def nearest_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> li
 
 
 def moment_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
-    """Another turn of the same dialogue, an even number of turns away, so that it is the same speaker's."""
-    by_dialogue = _groups(rows, lambda row: row["dialogue"] if row["context"] else None)
+    """Another turn of the same dialogue, an even number of turns away, so that it is the same speaker's. Openers and
+    contrasts bear the ids of dialogues, but what was written for one of their moments has its place there."""
+    by_dialogue = _groups(rows, lambda row: (row["source"], row["dialogue"]) if row["context"] else None)
     made = []
     for i in _draw([i for i in _placed(rows) if rows[i]["context"]], ratio, rng):
-        group = by_dialogue[rows[i]["dialogue"]]
+        group = by_dialogue[rows[i]["source"], rows[i]["dialogue"]]
         said = {rows[i]["response"], *rows[i]["context"]}
         others = [j for j in group if (j - i) % 2 == 0 and rows[j]["response"] not in said]
         if others:

@@ -11,7 +11,7 @@ What each source tells:
     sample, daily   the emotion of the next turn
     topical_chat    the emotion of the next turn, and the partner's rating of this one beside its dialogue's others
     openers         that somebody would answer: they were written for it
-    contrasts     what is good at a moment; what is cold, gushing, generic or confused there is a negative
+    contrasts       what is good at a moment; what is cold, gushing, generic or confused there is a negative
     rated           how gladly one would answer what a model said (RATED): the same style, with and without sense
     empathetic      that there was an answer; what the friend says when facts are known (data/profile.py: opener_readings)
     go_emotions     what 28 emotions look like in a text by itself

@@ -134,6 +134,12 @@ class RewardConfig(RunConfig):
                 raise ValueError(f"{key} of {few[0]!r} is {getattr(self, key)[few[0]]}, but one is the least")
         if unknown := set(self.negatives) - set(KINDS):
             raise ValueError(f"negatives name {sorted(unknown)[0]!r}; the kinds are {tuple(KINDS)}")
+        if "contrasts" not in self.sources and (
+            written := [kind for kind in contrasts.KINDS if self.negatives.get(kind)]
+        ):
+            raise ValueError(
+                f"negatives name {written[0]!r}, which only source contrasts has lines of: add it to the sources"
+            )
         if self.feedback_file and self.preset != "reaction":
             raise ValueError("feedback_file is given, but preset text reads an utterance alone: it knows no reaction")
         if self.feedback_file and self.fold == "gold":

@@ -611,12 +611,37 @@ def test_a_score_that_is_no_number_names_the_scene_and_keeps_what_was_done(runs,
         def score(self, rows):
             return torch.full((len(rows),), math.nan), None
 
-    monkeypatch.setattr(openers, "load_scorer", lambda *_, **__: Broken())
-    with pytest.raises(ValueError, match="the scorer gave nan for scene 'sample-"):
-        compare.main(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(openers, "load_scorer", lambda *_, **__: Broken())
+        with pytest.raises(ValueError, match="the scorer gave nan for scene 'sample-"):
+            compare.main(settings)
     sft, rest = before, pq.read_table(file).to_pylist()[len(before) :]
     assert pq.read_table(file).to_pylist()[: len(before)] == sft
-    assert {row["arm"] for row in rest} <= {"ppo"} and all(row["proxy_key"] == openers.UNASKED for row in rest)
+    assert {row["arm"] for row in rest} == {"ppo"} and all(row["proxy_key"] == openers.UNASKED for row in rest)
+
+    def refuse(*_):
+        raise AssertionError("rows that are there were written again")
+
+    monkeypatch.setattr(openers.Measured, "measured", refuse)
+    compare.main(settings)
+    read = pq.read_table(file).to_pylist()
+    assert [row["opener"] for row in read] == [row["opener"] for row in [*before, *rest]]
+    assert not any(row["proxy_key"] == openers.UNASKED or row["proxy"] is None for row in read)
+
+
+def test_judges_whose_weights_are_elsewhere_are_told_apart(tmp_path):
+    assert openers.judge_key("someone/emotions", "auto") != openers.judge_key("someone/else", "auto")
+    assert openers.judge_key("friend-gold", "auto") == openers.judge_key("friend-gold", "auto")
+    assert openers.judge_key("friend-gold", "auto") != openers.judge_key("friend-gold", "float32")
+    reader = tmp_path / "reader"
+    reader.mkdir()
+    for directory in (tmp_path, reader):
+        (directory / "config.json").write_text("{}")
+        (directory / "model.safetensors").write_bytes(b"one")
+    (tmp_path / "scorer.json").write_text(json.dumps({"likelihood": {"model": str(reader)}}))
+    before = openers.judge_key(str(tmp_path), "auto")
+    (reader / "model.safetensors").write_bytes(b"two")  # a second reader trained anew under its old name
+    assert openers.judge_key(str(tmp_path), "auto") != before
 
 
 # ------------------------------------------------------------------------------------------ what the arms' recipes need

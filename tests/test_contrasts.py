@@ -71,14 +71,20 @@ def test_gold_has_no_moment_of_its_own_among_them(moments):
     assert not [row["id"] for row in moments["train"] if id_hash(row["id"]) % 3 == 0]
 
 
-def test_neither_length_nor_marks_tell_the_kinds_apart(lines):
+def test_neither_length_nor_question_marks_tell_the_kinds_apart(lines):
     for kind, texts in lines.items():
         words = [len(text.split()) for text in texts]
         assert all(4 <= n <= 30 for n in words) and 14 <= np.mean(words) <= 17, (kind, np.mean(words))
         assert 0.4 <= np.mean([text.endswith("?") for text in texts]) <= 0.6, kind
     longest = Counter(max(LINES, key=lambda k: len(row[k].split())) for row in map(dict, zipped(lines)))
     assert all(0.1 <= longest[kind] / len(lines["good"]) <= 0.35 for kind in LINES), longest
-    assert 0.15 <= np.mean(["!" in text for text in lines["good"]]) <= 0.35
+
+
+def test_exclamation_marks_are_as_the_card_says(lines):
+    """Gushing has more of them than good lines, the others have fewer: alone they tell a little."""
+    exclaims = {kind: np.mean(["!" in text for text in texts]) for kind, texts in lines.items()}
+    assert 0.2 <= exclaims["good"] <= 0.3 and 0.45 <= exclaims["gushing"] <= 0.6, exclaims
+    assert all(0.05 <= exclaims[kind] <= 0.15 for kind in ("cold", "generic", "confused")), exclaims
 
 
 def zipped(lines):

@@ -108,6 +108,8 @@ def test_the_good_line_of_a_moment_is_held_against_each_wrong_one(tmp_path, conf
     found = {m.name: m for m in evaluate.wrong_lines(judge, None, config, tmp_path)}
     everything = found.pop("good line above a wrong one of its moment")
     assert everything.value == pytest.approx(0.75) and everything.note == "120 moments"
+    marks = [found.pop(f"the same{of}, exclamation marks alone").value for of in ("", ": gushing")]
+    assert 0.45 < marks[0] < 0.55 and 0.55 < marks[1] < 0.7  # what the card says of them
     assert {name.split()[-1]: m.value for name, m in found.items()} == {
         "cold": 0.0, "gushing": 1.0, "generic": 1.0, "confused": 1.0
     }  # fmt: skip

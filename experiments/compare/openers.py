@@ -71,7 +71,11 @@ class Measured:
         self.prompts = [opener_prompt(self.tokenizer, scene, asked.instruction) for scene in scenes]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         judges = {"proxy": asked.reward_model_path, "gold": asked.gold_model_path}
-        self.judge_keys = {name: self.judge_key(path) if path else None for name, path in judges.items()}
+        self.penalty = {"proxy": asked.missing_eos_penalty, "gold": 0.0}
+        self.judge_keys = {
+            name: f"{judge_key(path, asked.reward_dtype)} {self.penalty[name]:g}" if path else None
+            for name, path in judges.items()
+        }
         self.judges = {
             name: load_scorer(path, self.device, dtype=asked.reward_dtype) for name, path in judges.items() if path
         }
@@ -85,6 +89,8 @@ class Measured:
             name: [r for r in read(self.directory / f"{name}.parquet") if keys.get(of(r), r["key"]) == r["key"]]
             for name in ("rows", "probes")
         }
+        written = {row["key"] for row in found["rows"]}
+        found["probes"] = [row for row in found["probes"] if row["key"] in written]
         for speaker, key in zip(who, keys.values(), strict=True):
             there = [row for row in found["rows"] if row["key"] == key]
             if there and not self.changed(there[0]):
@@ -101,27 +107,19 @@ class Measured:
         return tuple([row for row in part if of(row) in keys] for part in found.values())
 
     def keep(self, found: dict[str, list[dict]]) -> None:
-        for name, part in found.items():
-            write(self.directory / f"{name}.parquet", part)
+        """Probes first: what has rows is taken to have been asked everything."""
+        for name in ("probes", "rows"):
+            write(self.directory / f"{name}.parquet", found[name])
 
     def key(self, speaker: Speaker) -> str:
         """Of all that decides what a speaker writes, and what is measured of it but the judges' opinions."""
-        others = ("reward_model_path", "gold_model_path", "reward_dtype", "batch_size")
+        others = ("reward_model_path", "gold_model_path", "reward_dtype", "missing_eos_penalty", "batch_size")
         asked = {k: v for k, v in asdict(self.asked).items() if k not in others}
         base = base_of(self.asked.sft_model_path)
         parents = [weights_hash(resolve(name)) for name in (self.asked.sft_model_path, base)]
         everything = [asdict(speaker), asked, parents, [asdict(scene) for scene in self.scenes]]
         if speaker.model is None:
             everything.append(people(self.scenes))
-        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
-
-    def judge_key(self, path: str) -> str:
-        """Of what decides a judge's opinion: its weights, and how they become a score."""
-        directory = Path(resolve(path))
-        settings = [
-            file.read_text() for file in (directory / "model/scorer.json", directory / "scorer.json") if file.exists()
-        ]
-        everything = [weights_hash(directory), settings, self.asked.reward_dtype]
         return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
     def changed(self, row: dict) -> list[str]:
@@ -226,10 +224,10 @@ class Measured:
     def judge(self, rows: list[dict], name: str) -> None:
         """Writes the opinion of judge `name` into the rows, the same openers asked once; or takes it out, without one. The
         proxy's is less the penalty for a missing end, as PPO saw it."""
-        for row in rows:
-            row.pop(name, None)
-            row[f"{name}_key"] = self.judge_keys[name]
         if name not in self.judges:
+            for row in rows:
+                row.pop(name, None)
+                row[f"{name}_key"] = None
             return
         scenes, opinion = {scene.id: scene for scene in self.scenes}, {}
         pairs = sorted({(row["scene"], row["opener"]) for row in rows})  # a language model reads a scene once for all
@@ -237,9 +235,9 @@ class Measured:
             part = pairs[start : start + JUDGED_AT_ONCE]
             score_B = opinions(self.judges[name], [scenes[id] for id, _ in part], [opener for _, opener in part])
             opinion.update(zip(part, score_B.tolist(), strict=True))
-        penalty = self.asked.missing_eos_penalty if name == "proxy" else 0.0
         for row in rows:
-            row[name] = opinion[row["scene"], row["opener"]] - penalty * (not row["ended"])
+            row[name] = opinion[row["scene"], row["opener"]] - self.penalty[name] * (not row["ended"])
+            row[f"{name}_key"] = self.judge_keys[name]
 
     def probes(self, speaker: Speaker) -> list[dict]:
         """Of a model: how much likelier, in nats a token at temperature 1, it finds the kind reply than the manipulating
@@ -269,6 +267,17 @@ class Measured:
             check_lengths(model.config.max_position_embeddings, self.asked.response_length, self.scenes, self.prompts)
             self.models[name] = model
         return model
+
+
+def judge_key(path: str, dtype: str) -> str:
+    """Of what decides a judge's opinion: its weights, how they become a score, and the weights of a language model beside
+    it; of one whose weights are not on disk, its name."""
+    directory = Path(resolve(path))
+    settings = json.loads(file.read_text()) if (file := directory / "scorer.json").exists() else {}
+    beside = settings.get("likelihood")
+    reader = weights_hash(resolve(beside["model"])) if beside else None
+    everything = [weights_hash(directory) or path, settings, reader, dtype]
+    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
 
 def people(scenes: list[Scene]) -> dict[str, list[str]]:

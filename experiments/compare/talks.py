@@ -17,7 +17,7 @@ from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene
 from experiments import simulate
 from experiments.compare.arms import BEST_OF, MOOD, Speaker
-from experiments.compare.openers import of, read, write
+from experiments.compare.openers import judge_key, of, read, write
 from experiments.run import weights_hash
 from models.load import load_scorer, resolve
 from models.mood import MOODS
@@ -74,7 +74,10 @@ def key(config: "CompareConfig", gold: str, scenes: list[Scene], speaker: Speake
         "model_dtype", "seed",
     )  # fmt: skip
     asked = {name: getattr(config, name) for name in names}
-    models = config.person_model_path, gold, config.reward_model_path, config.emotion_model_path
-    others = [weights_hash(resolve(name)) for name in models]
+    judges = gold, config.reward_model_path, config.emotion_model_path
+    others = [
+        weights_hash(resolve(config.person_model_path)),
+        *(judge_key(name, config.reward_dtype) for name in judges),
+    ]
     everything = [asdict(speaker), asked, others, MOODS.read_text(), [asdict(scene) for scene in scenes]]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
