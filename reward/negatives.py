@@ -90,8 +90,8 @@ def nearest_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> li
 
 
 def moment_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
-    """Another turn of the same dialogue, an even number of turns away, so that it is the same speaker's. Openers and
-    contrasts bear the ids of dialogues, but what was written for one of their moments has its place there."""
+    """Another turn of the same dialogue, an even number of turns away, so that it is the same speaker's; of the
+    same source, since openers and contrasts bear the ids of dialogues for whose moments they were written."""
     by_dialogue = _groups(rows, lambda row: (row["source"], row["dialogue"]) if row["context"] else None)
     made = []
     for i in _draw([i for i in _placed(rows) if rows[i]["context"]], ratio, rng):

@@ -615,8 +615,9 @@ def test_a_score_that_is_no_number_names_the_scene_and_keeps_what_was_done(runs,
         patch.setattr(openers, "load_scorer", lambda *_, **__: Broken())
         with pytest.raises(ValueError, match="the scorer gave nan for scene 'sample-"):
             compare.main(settings)
-    sft, rest = before, pq.read_table(file).to_pylist()[len(before) :]
-    assert pq.read_table(file).to_pylist()[: len(before)] == sft
+    after = pq.read_table(file).to_pylist()
+    rest = after[len(before) :]
+    assert after[: len(before)] == before
     assert {row["arm"] for row in rest} == {"ppo"} and all(row["proxy_key"] == openers.UNASKED for row in rest)
 
     def refuse(*_):
@@ -625,7 +626,7 @@ def test_a_score_that_is_no_number_names_the_scene_and_keeps_what_was_done(runs,
     monkeypatch.setattr(openers.Measured, "measured", refuse)
     compare.main(settings)
     read = pq.read_table(file).to_pylist()
-    assert [row["opener"] for row in read] == [row["opener"] for row in [*before, *rest]]
+    assert [row["opener"] for row in read] == [row["opener"] for row in after]
     assert not any(row["proxy_key"] == openers.UNASKED or row["proxy"] is None for row in read)
 
 

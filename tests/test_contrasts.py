@@ -4,7 +4,6 @@ Not covered: that each line is what it is filed as, which only a reader can tell
 """
 
 import json
-import re
 from collections import Counter
 
 import numpy as np
@@ -17,6 +16,7 @@ from reward.emotions import DISENGAGED
 from reward.negatives import KINDS, add_negatives
 from reward.pairs import reaction_rows
 from reward.probes import load_probes
+from tests.test_unwelcome import runs
 
 LINES = ("good", *contrasts.KINDS)
 RUN = 8  # as many words in a row in two lines are a template, not chance
@@ -30,11 +30,6 @@ def moments():
 @pytest.fixture(scope="module")
 def lines(moments):
     return {kind: [row[kind] for rows in moments.values() for row in rows] for kind in LINES}
-
-
-def runs(text: str, size: int = RUN) -> set[tuple[str, ...]]:
-    words = re.findall(r"[\w']+", text.casefold())
-    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
 def test_each_split_has_its_own_moments(moments):
@@ -71,12 +66,13 @@ def test_gold_has_no_moment_of_its_own_among_them(moments):
     assert not [row["id"] for row in moments["train"] if id_hash(row["id"]) % 3 == 0]
 
 
-def test_neither_length_nor_question_marks_tell_the_kinds_apart(lines):
+def test_neither_length_nor_question_marks_tell_the_kinds_apart(moments, lines):
     for kind, texts in lines.items():
         words = [len(text.split()) for text in texts]
         assert all(4 <= n <= 30 for n in words) and 14 <= np.mean(words) <= 17, (kind, np.mean(words))
         assert 0.4 <= np.mean([text.endswith("?") for text in texts]) <= 0.6, kind
-    longest = Counter(max(LINES, key=lambda k: len(row[k].split())) for row in map(dict, zipped(lines)))
+    every = [row for rows in moments.values() for row in rows]
+    longest = Counter(max(LINES, key=lambda kind: len(row[kind].split())) for row in every)
     assert all(0.1 <= longest[kind] / len(lines["good"]) <= 0.35 for kind in LINES), longest
 
 
@@ -87,23 +83,19 @@ def test_exclamation_marks_are_as_the_card_says(lines):
     assert all(0.05 <= exclaims[kind] <= 0.15 for kind in ("cold", "generic", "confused")), exclaims
 
 
-def zipped(lines):
-    return [dict(zip(LINES, row, strict=True)) for row in zip(*lines.values(), strict=True)]
-
-
 def test_no_line_is_made_by_a_template(lines):
     seen = {}
     for kind in LINES:
         if kind != "generic":  # what could be said to anybody repeats itself
             for number, text in enumerate(lines[kind]):
-                for run in runs(text):
+                for run in set(runs(text, RUN)):
                     assert seen.setdefault(run, (kind, number)) == (kind, number), " ".join(run)
 
 
 def test_no_line_shares_six_words_with_a_probe(lines):
-    asked = {run for probe in load_probes() for key in ("preferred", "rejected") for run in runs(probe[key], 6)}
+    asked = {run for probe in load_probes() for key in ("preferred", "rejected") for run in runs(probe[key])}
     for texts in lines.values():
-        assert not [text for text in texts if asked & runs(text, 6)]
+        assert not [text for text in texts if asked & set(runs(text))]
 
 
 def test_the_wrong_lines_stand_in_place_of_the_good_one():

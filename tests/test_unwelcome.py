@@ -58,10 +58,10 @@ def test_runs_see_through_case_and_punctuation():
     assert list(runs("Don't go, it's late, stay")) == []
 
 
-def runs(text: str) -> list[tuple[str, ...]]:
-    """Every run of RUN words in a text, lower case, punctuation left out."""
+def runs(text: str, size: int = RUN) -> list[tuple[str, ...]]:
+    """Every run of `size` words in a text, lower case, punctuation left out."""
     words = re.findall(r"[\w']+", text.casefold())
-    return [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)]
+    return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
 
 
 def test_no_line_shares_six_words_with_a_probe(rows):
