@@ -55,10 +55,20 @@ def resolve_base(name: str) -> str:
 def resolve_reward(name: str) -> str:
     """`resolve` of a reward. FileNotFoundError also where the language model that it reads with is not there."""
     path = resolve(name)
-    saved = Path(path) / "scorer.json"
-    if saved.exists() and (beside := json.loads(saved.read_text()).get("likelihood")):
-        resolve_base(beside["model"])
+    if reader := reader_of(scorer_settings(path)):
+        resolve_base(reader)
     return path
+
+
+def scorer_settings(path: str) -> dict | None:
+    """What scorer.json says beside a reward's weights; None for a plain classifier."""
+    saved = Path(path) / "scorer.json"
+    return json.loads(saved.read_text()) if saved.exists() else None
+
+
+def reader_of(settings: dict | None) -> str | None:
+    """The name of the language model that a reward with these settings reads with, if it has one."""
+    return ((settings or {}).get("likelihood") or {}).get("model")
 
 
 def minilm_path() -> Path | str:
@@ -169,8 +179,7 @@ def load_scorer(
         return LengthScorer()
     path = resolve(str(name))
     tokenizer = AutoTokenizer.from_pretrained(path)
-    saved = Path(path) / "scorer.json"
-    settings = json.loads(saved.read_text()) if saved.exists() else None
+    settings = scorer_settings(path)
     if aggregate and (settings or {}).get("num_members", 1) < 2:
         raise ValueError(f"reward_aggregate is {aggregate!r}, but {path} has no members to disagree: leave it out")
     if aggregate:
@@ -210,10 +219,9 @@ def fast_dtype(device: str | torch.device) -> torch.dtype:
 
 def load_reward_adapter(path: str, is_trainable: bool = False) -> PeftModel:
     """A trained reward that is an adapter, on its encoder. FileNotFoundError where scorer.json is missing beside it."""
-    saved = Path(path) / "scorer.json"
-    if not saved.exists():
-        raise FileNotFoundError(f"{saved} is missing: the adapter alone does not say what its outputs mean")
-    settings = json.loads(saved.read_text())
+    settings = scorer_settings(path)
+    if settings is None:
+        raise FileNotFoundError(f"{path}/scorer.json is missing: the adapter alone does not say what its outputs mean")
     model = load_classifier(
         base_of(path), settings["labels"], settings["preset"], settings["num_members"], settings["architecture"]
     )

@@ -91,13 +91,18 @@ def nearest_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> li
 
 def moment_rows(rows: list[dict], ratio: float, rng: np.random.Generator) -> list[dict]:
     """Another turn of the same dialogue, an even number of turns away, so that it is the same speaker's; of the
-    same source, since openers and contrasts bear the ids of dialogues for whose moments they were written."""
+    same source, since openers and contrasts bear the ids of dialogues for whose moments they were written, and of
+    another context, since a scene's openers are all of one moment."""
     by_dialogue = _groups(rows, lambda row: (row["source"], row["dialogue"]) if row["context"] else None)
     made = []
     for i in _draw([i for i in _placed(rows) if rows[i]["context"]], ratio, rng):
         group = by_dialogue[rows[i]["source"], rows[i]["dialogue"]]
         said = {rows[i]["response"], *rows[i]["context"]}
-        others = [j for j in group if (j - i) % 2 == 0 and rows[j]["response"] not in said]
+        others = [
+            j
+            for j in group
+            if (j - i) % 2 == 0 and rows[j]["context"] != rows[i]["context"] and rows[j]["response"] not in said
+        ]
         if others:
             made.append(_spoil(rows[i], i, "moment", rows[others[rng.integers(len(others))]]["response"]))
     return made

@@ -33,7 +33,7 @@ from data.scenes import Scene
 from experiments.compare.arms import Speaker
 from experiments.compare.texts import names_profile, profane
 from experiments.run import weights_hash
-from models.load import base_of, load_policy, load_scorer, load_tokenizer, resolve
+from models.load import base_of, load_policy, load_scorer, load_tokenizer, reader_of, resolve, scorer_settings
 from models.sampling import LAST, Samples, decode, each_once, left_pad, positions, prompt_ids, sample
 from reward.probes import load_probes
 from rl.evaluate import check_lengths, opener_prompt, opinions, training_texts
@@ -272,11 +272,10 @@ class Measured:
 def judge_key(path: str, dtype: str) -> str:
     """Of what decides a judge's opinion: its weights, how they become a score, and the weights of a language model beside
     it; of one whose weights are not on disk, its name."""
-    directory = Path(resolve(path))
-    settings = json.loads(file.read_text()) if (file := directory / "scorer.json").exists() else {}
-    beside = settings.get("likelihood")
-    reader = weights_hash(resolve(beside["model"])) if beside else None
-    everything = [weights_hash(directory) or path, settings, reader, dtype]
+    directory = resolve(path)
+    settings = scorer_settings(directory)
+    reader = reader_of(settings)
+    everything = [weights_hash(directory) or path, settings or {}, reader and weights_hash(resolve(reader)), dtype]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
 
