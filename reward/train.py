@@ -63,8 +63,8 @@ from reward.pairs import FOLDS, SOURCES, load_rows
 #: Binary cross-entropy is a mean over 28 mostly absent emotions, a tenth of the reactions' loss: this levels them.
 EMOTION_COEF = 10.0
 #: Kinds of negatives that differ from their true row in sense or tone, not in who wrote them: people's own words in
-#: another's place, and one hand's lines for one moment.
-COMPARED = (("swapped", "nearest", "moment"), contrasts.KINDS)
+#: another's place, the same words spoilt, and one hand's lines for one moment.
+COMPARED = (("swapped", "nearest", "moment"), ("corrupted", "spoilt"), contrasts.KINDS)
 UNWEIGHED = f"likelihood_model has nothing to be weighed by: add negatives of {sum(COMPARED, ())} or source 'rated'"
 
 
@@ -427,9 +427,9 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
     """Weighs the language model's features on validation rows, then fits temperature and bias anew; sets all three.
 
     The weights by comparisons alone (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1: -log sigmoid of a difference of
-    scores), each group counting the same: a true reply and another dialogue's or moment's in its place; the good line of
-    a moment and one that is wrong there by the same hand; two graded openers of a model, whose grades differ. By the
-    reactions' loss fluency comes out harmful: a model's own lines are likelier to models than people's are, and it would
+    scores), each group counting the same: a true reply and another dialogue's or moment's in its place; the same and its
+    own words spoilt; the good line of a moment and one that is wrong there by the same hand; two graded openers of a
+    model, whose grades differ. By the reactions' loss fluency comes out harmful: a model's own lines are likelier to models than people's are, and it would
     tell who wrote a line, not whether it makes sense (experiments/LOG.md).
     """
     known = [i for i, row in enumerate(rows) if row["disengaged"] is not None]

@@ -234,9 +234,10 @@ def test_each_feature_gets_the_weight_that_its_comparisons_ask_for(friend):
     assert (after[pairs[:, 0]] > after[pairs[:, 1]]).float().mean() > 0.75
 
 
-def test_the_good_line_of_a_moment_is_compared_with_what_is_wrong_there(friend):
+@pytest.mark.parametrize("kind", ["confused", "spoilt"])  # wrong in its moment; the same words shouted
+def test_what_is_wrong_by_the_same_hand_is_compared_too(friend, kind):
     scorer = beside(Told("told", friend.model, friend.tokenizer))
-    rows = [{**row, "kind": row["kind"].replace("swapped", "confused")} for row in rows_with_features()]
+    rows = [{**row, "kind": row["kind"].replace("swapped", kind)} for row in rows_with_features()]
     fit_likelihood(scorer, rows)
     assert scorer.likelihood_weights["relevance"] > 0.1
 

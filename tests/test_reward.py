@@ -441,6 +441,15 @@ def test_moment_rows_are_of_the_same_speaker_and_dialogue():
         assert row["response"] not in (true["response"], *true["context"])
 
 
+def test_openers_of_one_scene_are_not_each_others_moments():
+    row = next(row for row in reaction_rows(many_dialogues("train")) if row["context"])
+    openers = [{**row, "response": f"What is number {i}?"} for i in range(4)]
+    assert moment_rows(openers, 1.0, np.random.default_rng(0)) == []
+    later = {**row, "context": [*row["context"], "Two.", "Three."], "response": "What then?"}
+    made = moment_rows([openers[0], openers[1], later], 1.0, np.random.default_rng(0))
+    assert [(m["pair"], m["response"]) for m in made if m["pair"] == 0] == [(0, "What then?")]
+
+
 def test_unwelcome_and_spoilt_rows_differ_from_what_was_said():
     rows = reaction_rows(many_dialogues("train"))
     for make in (unwelcome_rows, spoilt_rows):
@@ -650,7 +659,7 @@ def test_a_killed_run_resumes_and_ends_as_an_uninterrupted_one(folder, encoder, 
 
 def test_a_language_model_that_could_not_be_used_is_told_before_the_training(folder, encoder, monkeypatch):
     with pytest.raises(ValueError, match="nothing to be weighed by"):
-        config_of(encoder, folder / "run", likelihood_model="friend-sft", negatives={"corrupted": 0.1})
+        config_of(encoder, folder / "run", likelihood_model="friend-sft", negatives={"unwelcome": 0.1})
     monkeypatch.setattr("models.load.PRETRAINED", folder)  # no smollm2 there
     (folder / "friend-on-smollm2").mkdir()
     settings = json.dumps({"base_model_name_or_path": "smollm2"})
