@@ -429,8 +429,8 @@ def fit_likelihood(scorer: Scorer, rows: list[dict]) -> None:
     The weights by comparisons alone (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1: -log sigmoid of a difference of
     scores), each group counting the same: a true reply and another dialogue's or moment's in its place; the same and its
     own words spoilt; the good line of a moment and one that is wrong there by the same hand; two graded openers of a
-    model, whose grades differ. By the reactions' loss fluency comes out harmful: a model's own lines are likelier to models than people's are, and it would
-    tell who wrote a line, not whether it makes sense (experiments/LOG.md).
+    model, whose grades differ. By the reactions' loss fluency comes out harmful: a model's own lines are likelier to
+    models than people's are, and it would tell who wrote a line, not whether it makes sense (experiments/LOG.md).
     """
     known = [i for i, row in enumerate(rows) if row["disengaged"] is not None]
     place = {i: at for at, i in enumerate(known)}
