@@ -33,6 +33,7 @@ from experiments.compare.numbers import (
     fit_gain,
     kl_where,
 )
+from experiments.compare.summary import write_summary
 from experiments.compare.table import by_arm, cell, tabulate
 from experiments.compare.texts import distinct_parts, names_profile, profane, self_bleu
 from experiments.compare.verdict import verdict
@@ -319,6 +320,26 @@ def test_goals_are_met_or_missed_by_the_numbers():
     assert "also holds values that miss it" in lines[1]  # 0.65
 
 
+def test_the_summary_shows_what_decides_an_arm_a_line_and_the_goals(tmp_path):
+    ppo = {"kl": e(1.5), "proxy": e(0.2), "gold_gain": Estimate(0.3, 0.2, 0.4, 3), "words": e(11)}
+    table = {
+        "sft": {"kl": e(0, seeds=1), "words": e(12, seeds=1)},
+        "best-of-2": {"kl": Estimate(0.19, 0.19, 0.19)},
+        "ppo": ppo,
+    }
+    text = write_summary(table, goals(table, {}), tmp_path, ["Two notes.", "Here."])
+    lines = text.splitlines()
+    assert lines[0] == "| | KL to SFT, nats | **gold, over SFT** | words |"
+    assert lines[2:5] == [
+        "| SFT | 0.00 |  | 12.0 |",
+        "| best of 2 | ≤ 0.19 |  |  |",
+        "| PPO, 3 seeds | 1.50 | +0.30 [+0.20, +0.40] | 11.0 |",
+    ]
+    assert "| gold gain over SFT | above 0, and its interval too | 0.30 [0.20, 0.40] | met |" in lines
+    assert lines[-2:] == ["Two notes.", "Here."] and (tmp_path / "summary.md").read_text() == text
+    assert "asked" not in write_summary({"sft": {}}, [], tmp_path, [])
+
+
 def test_a_share_at_more_kl_or_of_no_gain_is_not_met():
     assert reached(gold=e(0.3), kl=2.0, gold_of_best_of_16=e(0.95))["share of best-of-16's gold gain"].met is False
     nothing = reached(gold=e(0.05), best=e(0.05))
@@ -494,6 +515,7 @@ def test_the_person_and_the_judge_enter_the_table_and_are_asked_once(runs, tmp_p
     assert json.loads((directory / "judge.json").read_text())["ppo"]["pairs"] == 4
     for name, words in (
         ("table.md", "engaged replies"),
+        ("summary.md", "| gold gain over SFT | above 0, and its interval too |"),
         ("verdict.md", "PPO beside its goals:"),
         ("goals.json", '"met"'),
     ):

@@ -9,6 +9,7 @@ numbers.py   best-of-n from one pool, intervals, gains at equal length, the curv
 table.py     rows -> estimates with intervals -> table.md, table.csv
 figures.py   frontier.png, seeds.png
 goals.py     what PPO is to reach, met or missed
+summary.py   the measures that decide, and the goals -> summary.md, which README shows
 verdict.py   estimates -> words, no stronger than they are
 report.py    all of it -> report.html, with openers side by side; its template, style and script beside it
 """

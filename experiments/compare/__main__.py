@@ -4,8 +4,8 @@
 
 In runs/<experiment>/compare/: rows.parquet and probes.parquet (what was written, and every measure of it), talks.parquet
 (conversations with the simulated person, where there is one: make person), judge.json (where a judge is set), table.md,
-table.csv, frontier.png, seeds.png, verdict.md, goals.json, report.html. A second run computes only the rows that are not
-there.
+table.csv, summary.md (README's table), frontier.png, seeds.png, verdict.md, goals.json, report.html. A second run computes
+only the rows that are not there.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from experiments.compare.goals import Goal, goals, write_goals
 from experiments.compare.judged import judged
 from experiments.compare.openers import Asked, Measured
 from experiments.compare.report import write_report
+from experiments.compare.summary import write_summary
 from experiments.compare.table import Table, tabulate, write_tables
 from experiments.compare.talks import TALKING_BEST_OF, talked
 from experiments.compare.track import track
@@ -150,7 +151,7 @@ def main(config: CompareConfig) -> Comparison:
     write_whole(directory / "verdict.md", text)
     comparison = Comparison(config, scenes, rows, table, text, reached, talks)
     write_report(comparison, curves, directory, notes)
-    print((directory / "table.md").read_text() + "\n" + text + f"\ndone: {directory}")
+    print(write_summary(table, reached, directory, notes) + "\n" + text + f"\ndone: {directory}")
     return comparison
 
 
