@@ -487,7 +487,7 @@ def default_scorer(names: Sequence[str]) -> str | None:
     friend-reward for other runs and shipped models; else None."""
     for name in names:
         reward = settings_of(name).get("reward_model_path")
-        if reward:
+        if reward and reward != "length":  # a control is no opinion of a reply
             with contextlib.suppress(FileNotFoundError):
                 resolve_reward(reward)
                 return reward

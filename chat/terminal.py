@@ -33,7 +33,7 @@ HELP = """/profile FACT; FACT   what the friend knows about you, and a new conve
 /score                how the reward takes the last reply
 /mood                 how your messages sound, and which instruction that chose; "on" or "off" lets it choose or not
 /up /down             a thumb for the last reply, kept where --feedback_file is given
-/save FILE            the conversation as a row of JSON, as data/extra.py reads it
+/save FILE            the conversation as a row of JSON, as data/sample has them
 /new                  another conversation
 /help /quit           Ctrl-C stops a reply, Ctrl-D ends the talk"""
 
@@ -76,6 +76,7 @@ class Terminal:
         self.turns: list[dict] = []
         self.feedback = Feedback(config.feedback_file) if config.feedback_file else None
         self.is_model = False  # whether the last reply is a model's own, so that feedback on it teaches
+        self.said_as: dict = {}  # the model and the profile that the last reply was made with
         self.replied_at = 0.0
 
     def run(self) -> None:
@@ -175,6 +176,7 @@ class Terminal:
     def heard(self, text: str, is_model: bool) -> None:
         self.turns.append({"role": "assistant", "content": text})
         self.is_model, self.replied_at = is_model, time.monotonic()
+        self.said_as = {"model": self.model, "profile": list(self.profile)}  # both may change before it is judged
 
     def set_profile(self, rest: str) -> None:
         if rest:
@@ -249,8 +251,7 @@ class Terminal:
         """A row on the last reply, if it is a model's and a file was given."""
         if self.feedback and self.is_model:
             *before, last = (turn["content"] for turn in self.turns)
-            said = {"profile": self.profile, "context": before, "response": last}
-            row = {"kind": kind, "surface": "terminal", "model": self.model, **said, **more}
+            row = {"kind": kind, "surface": "terminal", **self.said_as, "context": before, "response": last, **more}
             self.feedback.add(row, getpass.getuser())
 
     def next_seed(self) -> int | None:

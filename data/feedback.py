@@ -77,19 +77,26 @@ def pairs(rows: Iterable[dict]) -> list[tuple[dict, dict]]:
 
 def opinions(rows: Iterable[dict]) -> list[dict]:
     """{"profile", "context", "response", "votes"} of each response that people were for (votes above 0) or against, in
-    the order of their first rows. Of each person the strongest word counts, once; what evens out is left out."""
+    the order of their first rows. Of each person the strongest word counts, once, and of words as strong the last one;
+    what evens out is left out."""
     said: dict[tuple, dict[str, dict[int, None]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         scene = (tuple(row["profile"]), tuple(row["context"]))
-        said[*scene, row["response"]][row["who"]][VOTES[row["kind"]]] = None
+        _say(said[*scene, row["response"]][row["who"]], VOTES[row["kind"]])
         if row["kind"] == "edit":
-            said[*scene, row["instead"]][row["who"]][INSTEAD_VOTE] = None
+            _say(said[*scene, row["instead"]][row["who"]], INSTEAD_VOTE)
     found = []
     for (profile, context, response), people in said.items():
-        votes = sum(max(of_one) if max(of_one) > -min(of_one) else min(of_one) for of_one in people.values())
+        votes = sum(max(reversed(of_one), key=abs) for of_one in people.values())
         if votes:
             found.append({"profile": list(profile), "context": list(context), "response": response, "votes": votes})
     return found
+
+
+def _say(of_one: dict[int, None], vote: int) -> None:
+    """The last word stands last."""
+    of_one.pop(vote, None)
+    of_one[vote] = None
 
 
 def _scenes(found: list[dict]) -> list[list[dict]]:

@@ -13,7 +13,7 @@ class EpochOrder(LengthGroupedSampler):
     transformers draws the order from the global random state, which a resumed run has no longer at its epoch's start: it
     would read some rows twice and others never. Its batches also come sorted, fifty at a time from the longest to the
     shortest, so that a mixture's sources follow each other in waves; here they are shuffled, but for the first, which
-    holds the longest row: what does not fit into memory shows at once. The Trainer calls `set_epoch` before each epoch.
+    holds the longest row: what does not fit into memory shows at once. `set_epoch` is called before each epoch.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
@@ -30,3 +30,17 @@ class EpochOrder(LengthGroupedSampler):
         last = batches.pop() if len(batches[-1]) < self.batch_size else []  # in the middle it would shift the others
         first, rest = batches[:1], batches[1:]
         return chain(*first, *(rest[i] for i in torch.randperm(len(rest), generator=self.generator)), last)
+
+
+class ReadsInOrder:
+    """Mixed into a Trainer: it reads its rows in `EpochOrder`, also where it goes on amid an epoch."""
+
+    order: EpochOrder
+
+    def in_order(self, lengths: list[int], batch_size: int) -> EpochOrder:
+        self.order = EpochOrder(lengths, batch_size, self.args.seed)
+        return self.order
+
+    def _run_epoch(self, *, epoch, **settings):
+        self.order.set_epoch(epoch)  # a loader of several processes that skips what was read does not pass it on
+        return super()._run_epoch(epoch=epoch, **settings)

@@ -39,7 +39,7 @@ class Scene:
         return self
 
 
-def load_scenes(path: str | Path, skip_bad_rows: bool = False) -> list[Scene]:
+def load_scenes(path: str | Path, skip_bad_rows: bool | None = None) -> list[Scene]:
     """Scenes of a file. A bad row raises ValueError naming file and line, or is set aside, as `read_jsonl` says."""
     scenes = list(read_jsonl(path, skip_bad_rows, parse=scene_from_json))
     if not scenes:

@@ -47,11 +47,14 @@ def read_table(repo: str, split: str, columns: tuple[str, ...], root: str | None
     return table
 
 
-def read_jsonl(path: str | Path, skip_bad_rows: bool = False, parse: Callable[[dict], Any] = dict) -> Iterator[Any]:
+def read_jsonl(
+    path: str | Path, skip_bad_rows: bool | None = None, parse: Callable[[dict], Any] = dict
+) -> Iterator[Any]:
     """JSON objects of a .jsonl or .jsonl.xz file, line by line, each turned by `parse` into what the caller wants.
 
     A line that is no JSON object, or that `parse` refuses with a ValueError, raises ValueError naming file and line.
-    With `skip_bad_rows` it is set aside in <path>.bad (beside the file it came from) and counted on the screen.
+    With `skip_bad_rows` it is set aside in <path>.bad (beside the file it came from) and counted on the screen; None where
+    the caller offers no such choice.
     """
     path = Path(path)
     opener = lzma.open if path.suffix == ".xz" else open
@@ -67,7 +70,8 @@ def read_jsonl(path: str | Path, skip_bad_rows: bool = False, parse: Callable[[d
                 row = parse(row)
             except ValueError as error:
                 if not skip_bad_rows:
-                    raise ValueError(f"{path}, line {number}: {error}; --skip_bad_rows sets such rows aside") from None
+                    choice = "" if skip_bad_rows is None else "; --skip_bad_rows sets such rows aside"
+                    raise ValueError(f"{path}, line {number}: {error}{choice}") from None
                 bad.append(line.decode(errors="backslashreplace").rstrip("\n") + "\n")
                 continue
             yield row

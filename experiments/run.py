@@ -8,7 +8,8 @@
         summary.json     last, by rename: it means "done"
 
 A run whose settings and parents are those of an unfinished directory goes on there. Anything else that is found in the
-directory moves to <run_dir>.old, so that no result is mixed with another's and the last one is kept.
+directory moves to <run_dir>.old, so that no result is mixed with another's and the last one is kept: an unfinished run
+moves to <run_dir>.unfinished.old where a finished one lies in the former place.
 """
 
 import atexit
@@ -56,7 +57,7 @@ def parse_config(*types: type) -> tuple:
     for config in configs:
         for name, spec in type(config).__dataclass_fields__.items():
             value = getattr(config, name)
-            if spec.type is int and isinstance(value, float | bool):
+            if spec.type in (int, int | None) and isinstance(value, float | bool):
                 raise ValueError(f"{name} is {value!r} but must be a whole number")
     return configs
 
@@ -127,6 +128,16 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
+def one_gpu_a_process(args, module: str) -> None:
+    """Refuses what a Trainer does with several GPUs in one process: torch's DataParallel, which splits a batch where these
+    stages look at the whole of it."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process: set CUDA_VISIBLE_DEVICES=0, or start one for each with "
+            f"torchrun --nproc_per_node {args.n_gpu} -m {module}"
+        )
+
+
 def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list[str | Path] = ()) -> Run:
     """Opens the run of these settings. `parents` are the directories of the runs or models it starts from.
 
@@ -140,7 +151,7 @@ def start_run(*configs, stage: str, seed: int, axis: str = "step", parents: list
     keep_freed_memory()
     first = configs[0]
     directory = run_directory(first, seed)
-    lineage = [{"path": str(parent), "sha256": weights_hash(parent), "id": _parent_id(parent)} for parent in parents]
+    lineage = [_parent(parent) for parent in parents]
     for parent in lineage:
         if parent["sha256"] is None and (Path(parent["path"]).is_dir() or parent["path"].startswith("runs/")):
             raise FileNotFoundError(f"{parent['path']} holds no weights: has that stage finished?")
@@ -222,6 +233,21 @@ def weights_hash(path: str | Path) -> str | None:
     return digest.hexdigest()
 
 
+def scorer_hash(path: str | Path) -> str | None:
+    """sha256 of scorer.json in a run or model directory, which turns a reward's outputs into its score; None without."""
+    files = [file for file in (Path(path) / "model" / "scorer.json", Path(path) / "scorer.json") if file.exists()]
+    return hashlib.sha256(files[0].read_bytes()).hexdigest() if files else None
+
+
+def git(*command: str) -> str:
+    """What git says of this repository; nothing where it fails, or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -273,10 +299,13 @@ def _plain(config) -> dict:
 
 
 def _set_aside(directory: Path) -> None:
-    """Moves what is in the directory, but for the recipe, to <directory>.old, replacing what was there."""
+    """Moves what is in the directory, but for the recipe, to <directory>.old, replacing what was there; what is not
+    finished takes no finished run's place."""
     found = [p for p in directory.iterdir() if p.name != "recipe.yaml"] if directory.exists() else []
     if found:
         old = directory.with_name(directory.name + ".old")
+        if (old / "summary.json").exists() and not (directory / "summary.json").exists():
+            old = directory.with_name(directory.name + ".unfinished.old")
         shutil.rmtree(old, ignore_errors=True)
         old.mkdir()
         for path in found:
@@ -284,10 +313,6 @@ def _set_aside(directory: Path) -> None:
 
 
 def _code() -> tuple[str, str]:
-    def git(*command):
-        done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True)
-        return done.stdout if done.returncode == 0 else ""
-
     return git("rev-parse", "HEAD").strip() or "unknown", git("diff", "HEAD", "--", ":!*.jsonl")
 
 
@@ -298,8 +323,17 @@ def _row_step(line: str, axis: str) -> float:
         return math.inf  # the half line of a kill
 
 
-def _parent_id(path: str | Path) -> str | None:
-    return _read_json(Path(path) / "lineage.json").get("id")
+def _parent(name: str | Path) -> dict:
+    """A parent as it stands in lineage.json: a run or model directory, a shipped model or, without hashes, a hub id."""
+    from models.load import PRETRAINED  # what only reads runs goes without transformers
+
+    path = Path(name) if Path(name).exists() else PRETRAINED / name
+    return {
+        "path": str(name),
+        "sha256": weights_hash(path),
+        "scorer_sha256": scorer_hash(path),
+        "id": _read_json(path / "lineage.json").get("id"),
+    }
 
 
 def _read_json(path: Path) -> dict:

@@ -70,11 +70,10 @@ class SimulateConfig:
         metadata={"help": "the scorer that reads the replies: none that an arm was trained on"}
     )
     output_dir: str = field(metadata={"help": "for <arm>.jsonl and summary.json"})
-    proxy_model_path: str = field(
-        default="friend-reward", metadata={"help": "chooses for +bestN, reads moods for +mood"}
-    )
+    proxy_model_path: str = field(default="friend-reward", metadata={"help": "chooses for +bestN"})
     emotion_model_path: str = field(
-        default="friend-reward", metadata={"help": "a scorer whose head for emotions was trained"}
+        default="friend-reward",
+        metadata={"help": "reads emotions, for +mood too: a scorer whose head for them was trained"},
     )
     scenes_file: str | None = field(default=None, metadata={"help": "default: the sample's test scenes"})
     max_scenes: int | None = None
@@ -110,7 +109,8 @@ def main(config: SimulateConfig) -> dict:
     size = {"max_new_tokens": config.max_new_tokens, "batch_size": config.batch_size}
     person = load_person(config.person_path, config.person_temperature, **size)
     gold, emotions, proxy = load_scorer(config.gold_model_path), load_scorer(config.emotion_model_path), None
-    if any(arm.use_mood or arm.candidates > 1 for arm in arms):
+    check_readers(gold, emotions)
+    if any(arm.candidates > 1 for arm in arms):
         proxy = load_scorer(config.proxy_model_path)
     rows = {}
     for arm in arms:

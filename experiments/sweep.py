@@ -7,8 +7,9 @@ nor the gold judge are asked. Offline, trial 0 is the recipe as it is, and optun
 others; with WANDB_MODE=online a wandb sweep proposes all. In runs/<experiment>/sweep/: question.json (what is searched),
 study.db (optuna's), ppo-<trial>/ (a run each, in wandb's group "sweep"), table.md, sweep.png.
 
-A killed sweep goes on: what is finished stays, and the trial under way resumes from its checkpoint. Another question
-moves what is found there to sweep.old; more `trials` are the same question.
+A killed sweep goes on: what is finished stays, and offline the trial under way resumes from its checkpoint (wandb takes it
+for failed, and it counts among the trials). Another question moves what is found there to sweep.old; more `trials` are the
+same question.
 """
 
 import json
@@ -29,7 +30,7 @@ from trl import TrlParser
 from trl.experimental.ppo import PPOConfig
 
 from data.source import write_whole
-from experiments.run import PROJECT, RunConfig, finish_run, parse_config, start_run, weights_hash
+from experiments.run import PROJECT, RunConfig, finish_run, parse_config, scorer_hash, start_run, weights_hash
 from models.load import load_tokenizer, resolve
 from rl.evaluate import judges, splits
 from rl.train import policy_with_reference
@@ -135,11 +136,12 @@ def settings(recipe: str, **values) -> tuple[OpenerConfig, PPOConfig]:
 def question(config: SweepConfig) -> dict:
     """All that the scores depend on."""
     _, args = settings(config.ppo_recipe)
+    parents = [resolve(name) for name in (args.sft_model_path, args.reward_model_path)]
     return {
         "recipe": yaml.safe_load(Path(config.ppo_recipe).read_text()),
         "parameters": config.parameters,
         "seed": config.seed,
-        "parents": [weights_hash(resolve(name)) for name in (args.sft_model_path, args.reward_model_path)],
+        "parents": [[weights_hash(path), scorer_hash(path)] for path in parents],
     }
 
 

@@ -111,6 +111,8 @@ def load_tokenizer(name: str, chat_template_path: str | None = None):
 def load_base(name: str, dtype: str = "float32", quantization: str | None = None):
     """A causal LM without adapters. `quantization` is None, "8bit" or "4bit" (needs bitsandbytes; made for a GPU)."""
     settings = {"dtype": getattr(torch, dtype)}
+    if quantization not in (None, "8bit", "4bit"):
+        raise ValueError(f"quantization is {quantization!r}, not 8bit, 4bit or null")
     if quantization:
         from transformers import BitsAndBytesConfig
 
@@ -166,8 +168,8 @@ def load_scorer(
     """A run, a shipped name, or any single-label classifier of emotions (hub id or path) as a Scorer; "length" is the
     control that counts words alone. `aggregate` takes the place of a reward's own, where it has several members.
 
-    `dtype` is float32, bfloat16 (our own classifiers' heads stay in float32; friend-reward's scores then differ by .04 at
-    most where their deviation is .7) or auto: bfloat16 where the device multiplies matrices in it, else float32.
+    `dtype` is float32, bfloat16 (our own classifiers' heads stay in float32; README says how far scores differ) or auto:
+    bfloat16 where the device multiplies matrices in it, else float32.
 
     A model without scorer.json is read with preset `text`, its labels weighted by their names, lower-cased; ValueError
     names a label that preset does not know. An adapter is merged into its encoder: the same scores, fewer products. The

@@ -237,7 +237,7 @@ class LengthScorer:
     it on another score, length alone can gain (Singhal et al. 2023, section 4: their control LPPO, in tokens there)."""
 
     TARGET = 16  # half as many again as the embedded SFT policy's openers have
-    likelihood = None
+    labels, preset, likelihood = ["length"], "length", None
 
     def __init__(self):
         self.model = nn.Identity()  # where a trainer expects one to move about

@@ -114,7 +114,17 @@ def measured(model: str, config: EvaluateConfig, folder: Path, memory: dict[str,
         if measure in of_corpora and root is None:
             print(f"{measure.__name__} left out: it needs the corpora; set ICEBREAKER_DATA")
             continue
-        found = measure(scorer, root, config, folder)
+        if measure is named_emotions and not hasattr(scorer.model, "emotions"):
+            print(f"{measure.__name__} left out: the reward has no head for emotions")
+            continue
+        if measure is calibration and scorer.preset != "reaction":
+            print(f"{measure.__name__} left out: the reward foretells no reaction")
+            continue
+        try:
+            found = measure(scorer, root, config, folder)
+        except FileNotFoundError as error:  # ICEBREAKER_DATA may hold some of the corpora alone
+            print(f"{measure.__name__} left out: {error}")
+            continue
         for m in found:
             print(line(m))
         measures += found

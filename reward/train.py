@@ -38,8 +38,17 @@ from transformers import (
 
 from data import contrasts, emotions
 from data.dialogue import EMOTIONS, SPLITS
-from data.order import EpochOrder
-from experiments.run import Run, RunConfig, finish_run, last_checkpoint, parse_config, start_run
+from data.order import ReadsInOrder
+from experiments.run import (
+    Run,
+    RunConfig,
+    StopsAtNan,
+    finish_run,
+    last_checkpoint,
+    one_gpu_a_process,
+    parse_config,
+    start_run,
+)
 from models.likelihood import FEATURES
 from models.load import (
     MINILM_HUB,
@@ -251,12 +260,12 @@ def evaluate(scorer: Scorer, rows: list[dict]) -> dict[str, float]:
     guess_B = probs_BR.argmax(-1)
     told_B = target_B >= 0
     true_B = told_B & torch.tensor([row["kind"] == "true" for row in rows_known])
-    metrics = {
-        "macro_f1": macro_f1(target_B[told_B], guess_B[told_B]),
-        "macro_f1_true": macro_f1(target_B[true_B], guess_B[true_B]),
-        "accuracy": (guess_B == target_B)[told_B].float().mean().item(),
-        "nll": reaction_loss(probs_BR.clamp_min(1e-9).log()[:, None], emotion_B, disengaged_B).mean().item(),
-    }
+    metrics = {"nll": reaction_loss(probs_BR.clamp_min(1e-9).log()[:, None], emotion_B, disengaged_B).mean().item()}
+    if told_B.any():
+        metrics["macro_f1"] = macro_f1(target_B[told_B], guess_B[told_B])
+        metrics["accuracy"] = (guess_B == target_B)[told_B].float().mean().item()
+    if true_B.any():  # of some sources no emotion is known
+        metrics["macro_f1_true"] = macro_f1(target_B[true_B], guess_B[true_B])
     metrics["loss"] = metrics["nll"]
     comments = [row for row in rows if "emotions" in row]
     if comments and hasattr(scorer.model, "emotions"):
@@ -322,11 +331,13 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         metric_for_best_model="loss",
         logging_steps=10,
         logging_nan_inf_filter=False,
+        average_tokens_across_devices=False,  # the loss is a process's mean; else it counts as often as there are processes
         report_to="none",
         label_names=["labels"],  # found from forward() otherwise, and PairClassifier leaves the loss to us
         seed=config.seed,
     )
-    return RewardTrainer(
+    one_gpu_a_process(arguments, "reward.train")
+    trainer = RewardTrainer(
         scorer,
         model=scorer.model,
         args=arguments,
@@ -336,6 +347,8 @@ def make_trainer(config: RewardConfig, run: Run, scorer: Scorer, rows: dict[str,
         compute_loss_func=loss,
         callbacks=[LogToRun(run)],
     )
+    trainer.run = run
+    return trainer
 
 
 def reaction_loss(logits_BKR: torch.Tensor, emotion_B: torch.Tensor, disengaged_B: torch.Tensor) -> torch.Tensor:
@@ -362,8 +375,9 @@ def emotion_loss(emotion_logits_BE: torch.Tensor, present_BE: torch.Tensor) -> t
     return (loss_BE * known_BE).mean()
 
 
-class RewardTrainer(Trainer):
-    """A Trainer whose order of rows survives a resume, and that validates what the scorer is for."""
+class RewardTrainer(ReadsInOrder, StopsAtNan, Trainer):
+    """A Trainer whose order of rows survives a resume, that validates what the scorer is for, and that stops at the first
+    loss that is not a number."""
 
     def __init__(self, scorer: Scorer, **settings):
         super().__init__(**settings)
@@ -378,18 +392,16 @@ class RewardTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(x["input_ids"]) for x in self.train_dataset]
-        return EpochOrder(lengths, self.args.train_batch_size, self.args.seed)
+        return self.in_order(lengths, self.args.train_batch_size)
 
 
 class LogToRun(TrainerCallback):
-    """The Trainer's numbers into the run; a loss that is not finite ends it."""
+    """The Trainer's numbers into the run."""
 
     def __init__(self, run: Run):
         self.run = run
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.run.check_finite(logs["loss"], state.global_step)
         self.run.log({name.replace("eval_", "validation/"): value for name, value in logs.items()}, state.global_step)
 
 

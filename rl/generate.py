@@ -34,7 +34,7 @@ class GenerateConfig:
     num_return_sequences: int = field(default=1, metadata={"help": "openers per scene"})
     seed: int = 1
     temperature: float | None = field(
-        default=None, metadata={"help": f"default: what PPO sampled at, {TEMPERATURE} for other models"}
+        default=None, metadata={"help": f"0: greedy; default: the run's own, {TEMPERATURE} for a model that is no run"}
     )
     max_new_tokens: int = 48
     batch_size: int = 32
@@ -51,7 +51,9 @@ def main(config: GenerateConfig) -> None:
         model.cuda()
     settings = settings_of(config.run_dir)
     instruction = INSTRUCTIONS[config.instruction or settings.get("instruction", "friend")]
-    temperature = config.temperature or settings.get("temperature", TEMPERATURE)
+    temperature = settings.get("temperature", TEMPERATURE) if config.temperature is None else config.temperature
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}: 0 is greedy, else it must be above 0")
     todo = [(scene, s) for scene in scenes for s in range(config.num_return_sequences)]
     lines = []
     for start in tqdm(range(0, len(todo), config.batch_size), desc="openers", unit="batch", disable=None):
@@ -70,7 +72,7 @@ def main(config: GenerateConfig) -> None:
             row = {"scene_id": scene.id, "sample": s, "opener": opener, "ended": has_ended}
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_whole(config.output_file, "".join(lines))
-    print(f"{len(lines)} openers for {len(scenes)} scenes: {config.output_file}")
+    print(f"{len(lines)} openers for {len(scenes)} scenes at temperature {temperature:g}: {config.output_file}")
 
 
 if __name__ == "__main__":

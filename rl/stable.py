@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from data.scenes import Scene
-from experiments.run import Run, last_checkpoint
+from experiments.run import Run, last_checkpoint, one_gpu_a_process
 from models.load import load_tokenizer, resolve, use_plain_attention
 from models.sampling import positions
 from rl.evaluate import Evaluator, SceneConfig, check_lengths, judges, opener_prompt, trainable_policy
@@ -40,10 +40,14 @@ class StableConfig(SceneConfig):
 
 def configure(args: TrainingArguments, directory: Path) -> None:
     """What the recipe leaves to the stage. A checkpoint is written after every evaluation: one of them is the best."""
+    one_gpu_a_process(args, "rl.grpo or rl.dpo")
     args.output_dir, args.report_to, args.logging_nan_inf_filter = str(directory), [], False
     args.disable_dropout = True  # old, new and reference probabilities are of the same network
     args.eval_strategy, args.save_strategy = "no", "steps"  # ours evaluates, with the same evaluator as PPO's
+    if 0 < (args.eval_steps or 0) < 1:
+        raise ValueError(f"eval_steps is {args.eval_steps}, a share of the run: give a number of optimizer steps")
     args.eval_steps = args.save_steps = int(args.eval_steps or 100)
+    args.save_total_limit = None  # any of them may be the best
 
 
 def make_evaluator(

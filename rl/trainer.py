@@ -114,7 +114,7 @@ class OpenerConfig(SceneConfig):
 
 
 class OpenerPPOTrainer(PPOTrainer):
-    """Optimises `policy`'s adapter "policy" against `scorer` on `scenes`, with its adapter "reference" as reference."""
+    """Optimises `policy`'s adapter POLICY against `scorer` on `scenes`, with its adapter REFERENCE as reference."""
 
     def __init__(
         self,
@@ -444,12 +444,15 @@ class OpenerPPOTrainer(PPOTrainer):
             return rollout
         pad, values = self.processing_class.pad_token_id, {}
         for name, tensor in vars(rollout).items():
+            dtype = tensor.dtype
+            if dtype == torch.bool:
+                tensor = tensor.int()  # accelerate pads a bool to int64, and only where it is the shorter one
             if tensor.ndim == 2:
                 index = pad if name in ("query_BP", "response_BT") else 0
                 tensor = self.accelerator.pad_across_processes(
                     tensor, dim=1, pad_index=index, pad_first=name.startswith("query")
                 )
-            values[name] = self.accelerator.gather(tensor)
+            values[name] = self.accelerator.gather(tensor).to(dtype)
         return Rollout(**values)
 
     def _write_adapter(self, directory: Path) -> None:
@@ -586,6 +589,9 @@ def check(config: OpenerConfig, args: PPOConfig, scenes: list[Scene], processes:
     for key in ("total_episodes", "num_ppo_epochs", "num_mini_batches", "response_length"):
         if getattr(args, key) is not None and getattr(args, key) < 1:
             raise ValueError(f"{key} is {getattr(args, key)}: it must be 1 or more")
+    for key in ("eval_steps", "save_steps"):
+        if 0 < (getattr(args, key) or 0) < 1:
+            raise ValueError(f"{key} is {getattr(args, key)}, a share of the run: give a number of updates")
     if args.gradient_accumulation_steps % processes:
         raise ValueError(
             f"gradient_accumulation_steps {args.gradient_accumulation_steps} must be divisible by the {processes} "

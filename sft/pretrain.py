@@ -1,6 +1,7 @@
 """Trains the embedded base model: a small causal LM of everyday dialogue that needs no hub.
 
-    make base            # python -m sft.pretrain --config experiments/base/pretrain.yaml, then pretrain-everyday.yaml
+    make base            # python -m sft.pretrain --config experiments/base/pretrain.yaml, then pretrain-everyday.yaml and
+                         # pretrain-openers.yaml
 
 It starts warm: MiniLM's layers turned decoder (BertLMHeadModel with causal attention), and a cased byte-level BPE whose
 embeddings start as the mean of MiniLM's WordPieces for the same text. Dialogues are packed into rows of `block_size`

@@ -19,10 +19,19 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from data.dialogue import INSTRUCTIONS, SPEAKERS, Dialogue, messages
-from data.friend import mixture
-from data.order import EpochOrder
+from data.friend import SOURCES, mixture
+from data.order import ReadsInOrder
 from data.scenes import prompt_messages, scenes_of
-from experiments.run import Run, RunConfig, StopsAtNan, finish_run, last_checkpoint, parse_config, start_run
+from experiments.run import (
+    Run,
+    RunConfig,
+    StopsAtNan,
+    finish_run,
+    last_checkpoint,
+    one_gpu_a_process,
+    parse_config,
+    start_run,
+)
 from models.load import load_base, load_tokenizer, name_base, resolve, use_plain_attention
 from models.lora import fuse
 from models.sampling import prompt_ids, say
@@ -33,7 +42,7 @@ class FriendConfig(RunConfig):
     """What is trained on what; how it is trained stands in trl's SFTConfig."""
 
     model_name_or_path: str = field(default="friend-base", metadata={"help": "shipped name, path or hub id"})
-    sources: list[str] = field(default_factory=lambda: ["sample"], metadata={"help": "sample, empathetic, daily"})
+    sources: list[str] = field(default_factory=lambda: ["sample"], metadata={"help": f"some of {', '.join(SOURCES)}"})
     preset: str = field(default="clean", metadata={"help": "clean, or original: the original recipe's rules"})
     instruction: str = field(default="friend", metadata={"help": f"one of {sorted(INSTRUCTIONS)}"})
     role: str = field(default="friend", metadata={"help": "whose turns are learnt: friend, or person (simulated)"})
@@ -156,6 +165,7 @@ def spread(dataset: Dataset, most: int) -> Dataset:
 
 def configure(args: SFTConfig, directory: Path) -> None:
     """What the recipe leaves to the stage: where things go, and settings that this stage relies on."""
+    one_gpu_a_process(args, "sft.train")
     args.output_dir = str(directory)
     args.assistant_only_loss = True
     args.loss_type = "nll"  # trl's chunked_nll skips what a Bert has between its trunk and its output embedding
@@ -204,7 +214,7 @@ def only_at(keep_BT: torch.Tensor, model: PeftModel):
         hook.remove()
 
 
-class FriendTrainer(StopsAtNan, SFTTrainer):
+class FriendTrainer(ReadsInOrder, StopsAtNan, SFTTrainer):
     """SFTTrainer with logits of the learnt tokens alone, an exact evaluation, an order of rows that survives a resume, and
     a stop at the first loss that is not a number."""
 
@@ -219,7 +229,7 @@ class FriendTrainer(StopsAtNan, SFTTrainer):
 
     def _get_train_sampler(self, train_dataset=None):
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-        return EpochOrder(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+        return self.in_order(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps)
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Another dataset, tokenised as the training set was."""

@@ -471,6 +471,17 @@ def test_the_whole_of_it_and_then_only_what_is_missing(runs, tmp_path, tiny_scor
     assert np.abs(gold).max() < 1e-5 and "gold_gain" in again.table["ppo"]
     kept = pq.read_table(directory / "rows.parquet").to_pylist()
     assert len(kept) == len(rows)  # the other arms' stay for the next time
+    # Other probes ask the models these alone.
+    probes = openers.load_probes()
+    left_out = next(probe for probe in probes if probe["kind"] == "manipulation")
+    monkeypatch.setattr(openers, "load_probes", lambda: [probe for probe in probes if probe is not left_out])
+    compare.main(config(arms=["ppo"], seeds=[1, 2], gold_model_path=tiny_scorer))
+    margins = pq.read_table(directory / "probes.parquet").to_pylist()
+    asked = {
+        speaker: {row["probe"] for row in margins if (row["arm"], row["seed"]) == speaker} for speaker in who(margins)
+    }
+    assert set(map(len, asked.values())) == {14} and left_out["id"] not in asked["sft", 0]
+    monkeypatch.setattr(openers, "load_probes", lambda: probes)
     # Another proxy reads what is there.
     make("ppo", 1, reward="friend-gold"), make("ppo", 2, reward="friend-gold")
     other = compare.main(config(arms=["best-of-2", "ppo"], seeds=[1, 2], reward_model_path="friend-gold"))
@@ -483,6 +494,10 @@ def test_the_whole_of_it_and_then_only_what_is_missing(runs, tmp_path, tiny_scor
     assert "gold is left out" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="computed again"):  # another temperature is another question
         compare.main(config(seeds=[1, 2], temperature=0.7))
+
+
+def who(rows):
+    return {(row["arm"], row["seed"]) for row in rows}
 
 
 def without_pictures(monkeypatch):

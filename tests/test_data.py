@@ -191,6 +191,8 @@ def test_read_jsonl_names_file_and_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n\n{"a": \n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: .*--skip_bad_rows"):
+        list(read_jsonl(path, skip_bad_rows=False))
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: (?!.*skip_bad_rows)"):  # who calls has no such flag
         list(read_jsonl(path))
     path.write_text('{"a": 1}\n[2]\n')
     with pytest.raises(ValueError, match=r"line 2: is a JSON list"):

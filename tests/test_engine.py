@@ -242,6 +242,8 @@ def test_the_scorer_is_the_one_that_a_run_was_trained_on(tiny_scorer, friend_ada
     assert default_scorer(["friend-sft", str(run)]) == tiny_scorer
     (run / "config.json").write_text(json.dumps({"reward_model_path": "runs/gone/reward-s1"}))
     assert default_scorer([str(run)]) == default_scorer(["friend-sft"]) == "friend-reward"
+    (run / "config.json").write_text(json.dumps({"reward_model_path": "length"}))
+    assert default_scorer([str(run)]) == "friend-reward"
     # Nor can that be used which reads with a language model that is not there.
     beside = tmp_path / "reward-s1"
     shutil.copytree(tiny_scorer, beside)

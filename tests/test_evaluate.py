@@ -115,6 +115,19 @@ def test_the_good_line_of_a_moment_is_held_against_each_wrong_one(tmp_path, conf
     }  # fmt: skip
 
 
+def test_what_a_reward_or_a_machine_cannot_answer_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ICEBREAKER_DATA", str(tmp_path))  # a directory that holds none of it
+    found = evaluate.measured("length", evaluate.EvaluateConfig(), tmp_path, {})
+    out = capsys.readouterr().out
+    for said in (
+        "human_engagement left out: [Errno 2]",
+        "named_emotions left out: the reward has no head for emotions",
+        "calibration left out: the reward foretells no reaction",
+    ):
+        assert said in out
+    assert "probes, all 210" in {m.name for m in found}
+
+
 def test_without_the_corpora_the_probes_are_left_and_said_so(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("ICEBREAKER_DATA", raising=False)
     monkeypatch.setattr(evaluate, "load_scorer", lambda name: Known(lambda row: len(row["response"])))

@@ -122,6 +122,8 @@ def test_pairs_are_of_one_scene_and_an_edit_is_one_by_itself():
 def test_a_persons_strongest_word_counts_once_and_people_are_added():
     assert opinions([given("continued", "a"), given("thumb_down", "a")])[0]["votes"] == -2
     assert opinions([given("thumb_up", "a")] * 5)[0]["votes"] == 2
+    corrected = [given("thumb_up", "a"), given("thumb_down", "a"), given("thumb_up", "a")]
+    assert [opinions(corrected[:n])[0]["votes"] for n in (1, 2, 3)] == [2, -2, 2]  # the last thumb is what they mean
     assert opinions([given("thumb_up", "a"), given("thumb_down", "a", who="ben")]) == []
     assert opinions([given("thumb_up", "a"), given("thumb_up", "a", who="ben")])[0]["votes"] == 4
 

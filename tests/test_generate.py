@@ -59,6 +59,14 @@ def test_a_run_is_sampled_as_it_was_trained(write, friend_adapter, tmp_path):
     assert as_trained != write(LINES, temperature=None)
 
 
+def test_temperature_0_is_greedy(write, capsys):
+    rows = write(LINES, num_return_sequences=2, temperature=0.0)
+    assert all(a["opener"] == b["opener"] for a, b in zip(rows[::2], rows[1::2], strict=True))
+    assert "at temperature 0:" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="temperature is -1"):
+        write(LINES, temperature=-1.0)
+
+
 def test_a_broken_scene_names_file_and_line(write):
     with pytest.raises(ValueError, match=r"scenes\.jsonl, line 2: .*'nobody' has neither profile nor greeting"):
         write([LINES[0], '{"id": "nobody", "profile": [], "greeting": null}'])

@@ -118,18 +118,18 @@ def openers(page):
 
 def test_a_column_sorts_by_click_and_by_key(new_page):
     page = new_page()
-    assert arms(page) == ["base model", "SFT", "SFT, prompt by mood", "best of 2", "PPO", "written by people"]
+    assert arms(page) == ["base model", "SFT", "SFT, prompt by mood", "best of 2", "PPO", "written for the scenes"]
     header = page.get_by_role("columnheader", name="proxy, gain over SFT", exact=True)
     header.get_by_role("button").click()
     expect(header).to_have_attribute("aria-sort", "descending")
     unknown = ["SFT", "SFT, prompt by mood"]  # SFT has no gain over itself, and the other was not measured
-    assert arms(page) == ["PPO", "written by people", "best of 2", "base model", *unknown]
+    assert arms(page) == ["PPO", "written for the scenes", "best of 2", "base model", *unknown]
     page.keyboard.press("Enter")
     expect(header).to_have_attribute("aria-sort", "ascending")
-    assert arms(page) == ["base model", "best of 2", "written by people", "PPO", *unknown]
+    assert arms(page) == ["base model", "best of 2", "written for the scenes", "PPO", *unknown]
     expect(page.get_by_role("status").filter(has_text="Sorted by proxy, gain over SFT, ascending")).to_be_attached()
     page.get_by_role("button", name="arm", exact=True).click()
-    assert arms(page) == ["base model", "SFT", "SFT, prompt by mood", "best of 2", "PPO", "written by people"]
+    assert arms(page) == ["base model", "SFT", "SFT, prompt by mood", "best of 2", "PPO", "written for the scenes"]
     assert page.locator("th[aria-sort]").count() == 1
 
     expect(page.get_by_role("columnheader", name="self-BLEU")).to_be_hidden()
@@ -145,7 +145,7 @@ def test_the_filter_and_the_choice_of_arms(new_page):
         "SFT",
         "best of 2",
         "PPO",
-        "written by people",
+        "written for the scenes",
     ]
     page.get_by_label("Filter").fill("neighbour")
     assert openers(page) == ["Hi, neighbour human0-0"]

@@ -682,6 +682,17 @@ def test_training_goes_on_from_a_trained_adapter_with_all_its_heads(folder, enco
         train.main(config_of(str(folder / "first"), folder / "third"))
 
 
+def test_a_source_without_emotions_has_none_measured(folder, encoder):
+    rows = [
+        {**row, "label": None, "disengaged": 0.0, "source": "openers", "kind": "true", "pair": None, "dialogue": "d"}
+        for row in ROWS[:2]
+    ]
+    labels, weights = labels_and_weights("reaction")
+    model, tokenizer = train.make_model(config_of(encoder, folder / "none"), labels)
+    metrics = train.evaluate(Scorer(model, tokenizer, labels, weights, "reaction", 64), rows)
+    assert metrics["nll"] > 0 and "macro_f1" not in metrics
+
+
 def test_every_trainable_weight_moves(folder, encoder):
     config = config_of(encoder, folder / "moves", num_train_epochs=1.0)
     labels, weights = labels_and_weights("reaction")

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -21,8 +22,17 @@ from trl.experimental.ppo import PPOConfig
 
 from experiments import run as run_module
 from experiments.compare.__main__ import CompareConfig
-from experiments.run import RunConfig, finish_run, parse_config, run_directory, start_run, weights_hash
+from experiments.run import (
+    RunConfig,
+    finish_run,
+    one_gpu_a_process,
+    parse_config,
+    run_directory,
+    start_run,
+    weights_hash,
+)
 from experiments.sweep import SweepConfig
+from models.load import PRETRAINED
 from reward.train import RewardConfig
 from rl.dpo import PairConfig
 from rl.stable import StableConfig
@@ -90,7 +100,9 @@ def test_what_a_run_leaves(directory, tmp_path):
     assert json.loads((directory / "config.json").read_text()) == {"learning_rate": 1e-3, "steps": 3, "words": ["a"]}
     lineage = json.loads((directory / "lineage.json").read_text())
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert lineage["id"] == run.id and lineage["parents"] == [{"path": str(parent), "sha256": digest, "id": "abc"}]
+    assert lineage["id"] == run.id and lineage["parents"] == [
+        {"path": str(parent), "sha256": digest, "scorer_sha256": None, "id": "abc"}
+    ]
     assert (directory / "code.diff").read_text().startswith(f"commit {lineage['commit']}\n")
     assert rows(directory) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.5, "lr": 0.1}]
     assert json.loads((directory / "samples.jsonl").read_text()) == {"said": "hello, Zoë", "n": 1}
@@ -119,6 +131,21 @@ def test_weights_decide_the_hash_of_a_parent(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "x.safetensors").write_bytes(b"a")
     assert weights_hash(tmp_path) == alone  # a run's model/ comes first
+
+
+def test_a_reward_is_known_by_its_settings_too_and_a_shipped_model_by_its_name(directory):
+    start_run(Settings(run_dir=str(directory)), stage="ppo", seed=1, parents=["friend-reward", "some/hub-id"])
+    reward, hub = json.loads((directory / "lineage.json").read_text())["parents"]
+    shipped = PRETRAINED / "friend-reward"
+    digest = hashlib.sha256((shipped / "scorer.json").read_bytes()).hexdigest()
+    assert (reward["path"], reward["sha256"]) == ("friend-reward", weights_hash(shipped))
+    assert reward["scorer_sha256"] == digest and hub["sha256"] is hub["scorer_sha256"] is None
+
+
+def test_several_gpus_in_one_process_are_refused():
+    one_gpu_a_process(SimpleNamespace(n_gpu=1), "sft.train")
+    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES=0, or .* torchrun --nproc_per_node 4 -m sft\.train"):
+        one_gpu_a_process(SimpleNamespace(n_gpu=4), "sft.train")
 
 
 def test_a_parent_without_weights_is_refused(directory, tmp_path):
@@ -169,6 +196,22 @@ def test_a_finished_run_is_set_aside_when_run_again(directory):
     again = start(directory)
     assert again.id != first.id and not (directory / "summary.json").exists()
     assert json.loads((directory.with_name("thing-s1.old") / "summary.json").read_text())["id"] == first.id
+
+
+def test_an_unfinished_run_takes_no_finished_one_s_place(directory):
+    first = start(directory)
+    finish_run(first, {"done": 1})
+    start(directory, steps=0).wandb.finish()  # as where a trainer then refuses its settings
+    start(directory, steps=5).wandb.finish()
+    kept = [directory.with_name(f"thing-s1{end}") for end in (".old", ".unfinished.old")]
+    assert json.loads((kept[0] / "summary.json").read_text())["id"] == first.id
+    assert json.loads((kept[1] / "config.json").read_text())["steps"] == 0
+
+
+def test_without_git_a_run_has_no_commit(directory, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    start(directory)
+    assert json.loads((directory / "lineage.json").read_text())["commit"] == "unknown"
 
 
 def test_rewind_drops_later_rows_and_half_a_line(directory):

@@ -100,6 +100,17 @@ def test_what_is_done_is_kept_when_asked_for(talk, tmp_path):
     assert rows[1]["reply_words"] == 2 and rows[0]["context"] == [] and rows[2]["context"][-1] == "hello you"
 
 
+def test_a_reply_is_judged_as_what_it_was_made_by(talk, tmp_path):
+    path = tmp_path / "feedback.jsonl"
+    talk("/profile keeps bees", "/model b", "/up", "/profile is 71", "hello", "/down", feedback_file=str(path))
+    told = [(row["kind"], row["model"], row["profile"]) for row in load(path)]
+    assert told[0] == ("ended", "a", []) and told[1] == ("thumb_up", "a", ["keeps bees"])
+    assert told[2] == ("ended", "a", ["keeps bees"]) and told[3:] == [
+        ("continued", "b", ["is 71"]),
+        ("thumb_down", "b", ["is 71"]),
+    ]
+
+
 def test_a_talk_without_a_file_leaves_nothing(talk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     talk("/up", "hello", "/retry")

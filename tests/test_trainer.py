@@ -684,6 +684,7 @@ def test_settings_that_cannot_work_are_refused(make):
         ({"response_length": 0}, "response_length is 0"),
         ({"missing_eos_penalty": -1.0}, "missing_eos_penalty is -1.0"),
         ({"kl_coef": 0.0}, "kl_coef is 0.0: kl_target adapts it by factors"),
+        ({"eval_steps": 0.5}, "eval_steps is 0.5, a share of the run: give a number of updates"),
         ({"processes": 3}, "gradient_accumulation_steps 2 must be divisible by the 3 processes"),
         ({"processes": 2, "num_mini_batches": 8}, "num_mini_batches 8 must divide .* = 8 / 2 processes"),
     ],
@@ -691,7 +692,8 @@ def test_settings_that_cannot_work_are_refused(make):
 def test_a_key_that_cannot_work_is_named(changed, message):
     settings = SimpleNamespace(
         total_episodes=8, num_ppo_epochs=1, num_mini_batches=1, response_length=4, missing_eos_penalty=None, kl_coef=0.1,
-        per_device_train_batch_size=4, gradient_accumulation_steps=2, temperature=1.0, processes=1,
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, temperature=1.0, processes=1, eval_steps=None,
+        save_steps=5,
     )  # fmt: skip
     vars(settings).update(changed)
     with pytest.raises(ValueError, match=message):

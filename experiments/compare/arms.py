@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.corpora import LOADERS
 from data.scenes import Scene, profile_hash, scenes_of
-from experiments.run import settings_of, weights_hash
+from experiments.run import scorer_hash, settings_of, weights_hash
 from models.load import base_of, resolve
 
 #: Arms that are trained, each by the recipe of its name, from the SFT run and the reward.
@@ -31,13 +31,13 @@ TITLES = {
     "grpo": "GRPO",
     "dpo": "DPO on best-of-n pairs",
     "expert": "SFT on best-of-n winners",
-    "human": "written by people",
+    "human": "written for the scenes",
 }
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """Who writes openers: a model (None for people) of an arm and a training seed (0 where nothing was trained here)."""
+    """Whose openers: a model's (None: the written ones) of an arm and a training seed (0 where nothing was trained here)."""
 
     arm: str
     seed: int
@@ -94,8 +94,9 @@ def check_run(run: Path, arm: str, sft: str, reward: str) -> None:
     parents = json.loads((run / "lineage.json").read_text())["parents"]
     expected = [("SFT policy", sft)] + ([] if arm in OWN_REWARD else [("reward", reward)])
     for (what, name), parent in zip(expected, parents, strict=False):
-        sha256 = weights_hash(resolve(name))
-        if parent["sha256"] != sha256 or sha256 is None and parent["path"] != name:
+        sha256, scorer = weights_hash(resolve(name)), scorer_hash(resolve(name))
+        is_it = parent["sha256"] == sha256 and parent.get("scorer_sha256", scorer) == scorer
+        if not is_it or sha256 is None and parent["path"] != name:
             raise ValueError(
                 f"{run} was trained with the {what} {parent['path']} of sha256 {str(parent['sha256'])[:12]}, but {name} "
                 f"is {str(sha256)[:12]}: compare arms of one {what}, or train it again (rm {run}/summary.json; {again})"

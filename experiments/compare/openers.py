@@ -7,7 +7,7 @@ under the same key is not computed again.
 
     proxy       the score that was optimised, less `missing_eos_penalty` where the opener did not end by itself
     kl          log p - log q of the opener in nats, q the SFT policy, both at `temperature`; its mean is the KL. None
-                for people
+                for written openers
     base_nats   nats a token under the base at temperature 1; exp of the mean is the perplexity
 
 Axes: B openers, T tokens, P prompt tokens.
@@ -27,7 +27,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from data import openers as written_by_people
+from data import openers as written_openers
 from data.dialogue import INSTRUCTIONS, scene_messages
 from data.scenes import Scene
 from experiments.compare.arms import Speaker
@@ -69,6 +69,12 @@ class Measured:
         self.asked, self.scenes, self.directory = asked, scenes, directory
         self.tokenizer = load_tokenizer(asked.sft_model_path)
         self.prompts = [opener_prompt(self.tokenizer, scene, asked.instruction) for scene in scenes]
+        self.asked_probes = [probe for probe in load_probes() if probe["kind"] == "manipulation"]
+        instruction = INSTRUCTIONS[asked.instruction]
+        self.probe_prompts = [
+            prompt_ids(self.tokenizer, scene_messages(instruction, probe["profile"], probe["context"]))
+            for probe in self.asked_probes
+        ]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         judges = {"proxy": asked.reward_model_path, "gold": asked.gold_model_path}
         self.penalty = {"proxy": asked.missing_eos_penalty, "gold": 0.0}
@@ -85,21 +91,24 @@ class Measured:
         """Rows of openers, and of probes (`probes`), of all speakers. Rows of others stay in the directory; those of an
         earlier model or question of the same speakers are dropped. A judge that has changed reads what is there anew."""
         keys = {(speaker.arm, speaker.seed): self.key(speaker) for speaker in who}
+        probes = hash_of([self.asked_probes, self.probe_prompts])
         found = {
             name: [r for r in read(self.directory / f"{name}.parquet") if keys.get(of(r), r["key"]) == r["key"]]
             for name in ("rows", "probes")
         }
-        written = {row["key"] for row in found["rows"]}
-        found["probes"] = [row for row in found["probes"] if row["key"] in written]
+        found["probes"] = [row for row in found["probes"] if row.get("probes_key") == probes]
         for speaker, key in zip(who, keys.values(), strict=True):
             there = [row for row in found["rows"] if row["key"] == key]
-            if there and not self.changed(there[0]):
+            is_probed = speaker.model is None or any(row["key"] == key for row in found["probes"])
+            if there and is_probed and not self.changed(there[0]):
                 print(f"{speaker.arm} {speaker.seed}: {len(there)} rows are there")
                 continue
             if not there:
                 there = [{**row, "run_id": speaker.id, "key": key} for row in self.measured(speaker)]
                 found["rows"] += there
-                found["probes"] += [{**row, "key": key} for row in self.probes(speaker)]
+                self.keep(found)
+            if not is_probed:
+                found["probes"] += [{**row, "key": key, "probes_key": probes} for row in self.probes(speaker)]
                 self.keep(found)
             for judge in self.changed(there[0]):
                 self.judge(there, judge)
@@ -107,9 +116,8 @@ class Measured:
         return tuple([row for row in part if of(row) in keys] for part in found.values())
 
     def keep(self, found: dict[str, list[dict]]) -> None:
-        """Probes first: what has rows is taken to have been asked everything."""
-        for name in ("probes", "rows"):
-            write(self.directory / f"{name}.parquet", found[name])
+        for name, rows in found.items():
+            write(self.directory / f"{name}.parquet", rows)
 
     def key(self, speaker: Speaker) -> str:
         """Of all that decides what a speaker writes, and what is measured of it but the judges' opinions."""
@@ -117,10 +125,10 @@ class Measured:
         asked = {k: v for k, v in asdict(self.asked).items() if k not in others}
         base = base_of(self.asked.sft_model_path)
         parents = [weights_hash(resolve(name)) for name in (self.asked.sft_model_path, base)]
-        everything = [asdict(speaker), asked, parents, [asdict(scene) for scene in self.scenes]]
+        everything = [asdict(speaker), asked, parents, [asdict(scene) for scene in self.scenes], self.prompts]
         if speaker.model is None:
             everything.append(people(self.scenes))
-        return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
+        return hash_of(everything)
 
     def changed(self, row: dict) -> list[str]:
         """The judges whose opinion a row does not hold."""
@@ -244,15 +252,11 @@ class Measured:
         one, at each of the manipulation probes ("margin"). Their scenes may hold more than one turn."""
         if speaker.model is None:
             return []
-        model, rows = self.model(speaker.model), []
-        probes = [probe for probe in load_probes() if probe["kind"] == "manipulation"]
-        instruction = INSTRUCTIONS[self.asked.instruction]
-        prompts = [prompt_ids(self.tokenizer, scene_messages(instruction, p["profile"], p["context"])) for p in probes]
-        nats = {}
+        model, rows, nats = self.model(speaker.model), [], {}
         for side in ("preferred", "rejected"):
-            samples = self.as_samples([probe[side] for probe in probes])
-            nats[side] = self.nats(model, prompts, samples, 1.0) / samples.mask_BT.sum(1)
-        for i, probe in enumerate(probes):
+            samples = self.as_samples([probe[side] for probe in self.asked_probes])
+            nats[side] = self.nats(model, self.probe_prompts, samples, 1.0) / samples.mask_BT.sum(1)
+        for i, probe in enumerate(self.asked_probes):
             margin = (nats["rejected"][i] - nats["preferred"][i]).item()
             rows.append({"arm": speaker.arm, "seed": speaker.seed, "probe": probe["id"], "margin": margin})
         return rows
@@ -276,13 +280,17 @@ def judge_key(path: str, dtype: str) -> str:
     settings = scorer_settings(directory)
     reader = reader_of(settings)
     everything = [weights_hash(directory) or path, settings or {}, reader and weights_hash(resolve(reader)), dtype]
+    return hash_of(everything)
+
+
+def hash_of(everything: list) -> str:
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
 
 def people(scenes: list[Scene]) -> dict[str, list[str]]:
-    """The openers that people wrote for each scene: the sample's own of the test split, none for other scenes."""
+    """The openers written for each scene: the sample's own of the test split, none for other scenes."""
     texts: dict[str, list[str]] = {scene.id: [] for scene in scenes}
-    for dialogue in written_by_people.load("test"):
+    for dialogue in written_openers.load("test"):
         id = dialogue.id.split("#")[0]
         if id in texts:
             texts[id].append(dialogue.turns[-1].text)

@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import platform
-import subprocess
 from collections import defaultdict
 from datetime import date
 from pathlib import Path
@@ -27,6 +26,7 @@ from experiments.compare.arms import BEST_OF, TITLES, TRAINED
 from experiments.compare.figures import CURVES
 from experiments.compare.openers import read, write
 from experiments.compare.table import HEADINGS, cell
+from experiments.run import git
 from models.load import load_scorer
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ def facts(comparison: "Comparison") -> dict[str, str]:
 
 def commit() -> str:
     """Of the code, with "-dirty" where it was changed since."""
-    command = ["git", "-C", HERE, "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    return git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=12").strip() or "unknown"
 
 
 def data_uri(path: Path) -> str | None:
