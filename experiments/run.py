@@ -325,9 +325,7 @@ def _row_step(line: str, axis: str) -> float:
 
 def _parent(name: str | Path) -> dict:
     """A parent as it stands in lineage.json: a run or model directory, a shipped model or, without hashes, a hub id."""
-    from models.load import PRETRAINED  # what only reads runs goes without transformers
-
-    path = Path(name) if Path(name).exists() else PRETRAINED / name
+    path = Path(name) if Path(name).exists() else ROOT / "models" / "pretrained" / name
     return {
         "path": str(name),
         "sha256": weights_hash(path),

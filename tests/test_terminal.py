@@ -108,6 +108,7 @@ def test_a_reply_is_judged_as_what_it_was_made_by(talk, tmp_path):
     assert told[2] == ("ended", "a", ["keeps bees"]) and told[3:] == [
         ("continued", "b", ["is 71"]),
         ("thumb_down", "b", ["is 71"]),
+        ("ended", "b", ["is 71"]),
     ]
 
 
