@@ -11,6 +11,10 @@ from data.scenes import load_scenes
 
 
 def main(experiments: list[str]) -> None:
+    for experiment in experiments:
+        for stage in ("sft", "reward", "ppo"):
+            if not (Path(experiment) / f"{stage}-s1" / "summary.json").exists():
+                sys.exit(f"{experiment}/{stage}-s1 is not there or not finished: make ppo EXP={Path(experiment).name}")
     print("| | " + " | ".join(Path(e).name for e in experiments) + " |\n|---|" + "---|" * len(experiments))
     columns = [figures(Path(experiment)) for experiment in experiments]
     for name in columns[0]:
@@ -91,4 +95,4 @@ def cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or sys.exit(__doc__))
+    main([a for a in sys.argv[1:] if not a.startswith("-")] or sys.exit(__doc__))
