@@ -146,8 +146,7 @@ dashboard: $(VENV)/installed  ## EXP's page in wandb as code: saved with WANDB_M
 
 # leet overlays the runs of one folder: links to those of EXP, or to RUN's.
 leet: $(VENV)/installed  ## wandb's terminal view of EXP's runs together, or of RUN=a run
-	@rm -rf $(RUNS)/.leet; for file in $(addsuffix /wandb/*run-*/*.wandb,$(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$(filter-out %.old,$(wildcard $(RUNS)/*)))); do \
-		[ -e "$$file" ] || continue; \
+	@rm -rf $(RUNS)/.leet; for file in $(wildcard $(addsuffix /wandb/*run-*/*.wandb,$(if $(filter command environment,$(firstword $(origin RUN))),$(RUN),$(filter-out %.old,$(wildcard $(RUNS)/*))))); do \
 		at=$(RUNS)/.leet/$$(basename $$(dirname $$file)); mkdir -p $$at && ln -s $$(realpath $$file) $$at; done
 	@[ -d $(RUNS)/.leet ] || { echo "no wandb files there yet: run something first, as make ppo EXP=$(EXP)"; exit 1; }
 	@$(VENV)/bin/wandb leet run $(RUNS)/.leet

@@ -95,4 +95,5 @@ def cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main([a for a in sys.argv[1:] if not a.startswith("-")] or sys.exit(__doc__))
+    given = sys.argv[1:]
+    main(given if given and not any(path.startswith("-") for path in given) else sys.exit(__doc__))

@@ -111,20 +111,20 @@ def measured(model: str, config: EvaluateConfig, folder: Path, memory: dict[str,
         scorer.likelihood.memory = memory.setdefault(scorer.likelihood.name, {})
     of_corpora = (human_engagement, convai, rated_turns, true_replies, named_emotions, calibration)
     for measure in (*of_corpora, wrong_lines, probes):
+        found, lacking = [], None
         if measure in of_corpora and root is None:
-            print(f"{measure.__name__} left out: it needs the corpora; set ICEBREAKER_DATA")
-            continue
-        if measure is named_emotions and not hasattr(scorer.model, "emotions"):
-            print(f"{measure.__name__} left out: the reward has no head for emotions")
-            continue
-        if measure is calibration and scorer.preset != "reaction":
-            print(f"{measure.__name__} left out: the reward foretells no reaction")
-            continue
-        try:
-            found = measure(scorer, root, config, folder)
-        except FileNotFoundError as error:  # ICEBREAKER_DATA may hold some of the corpora alone
-            print(f"{measure.__name__} left out: {error}")
-            continue
+            lacking = "it needs the corpora; set ICEBREAKER_DATA"
+        elif measure is named_emotions and not hasattr(scorer.model, "emotions"):
+            lacking = "the reward has no head for emotions"
+        elif measure is calibration and scorer.preset != "reaction":
+            lacking = "the reward foretells no reaction"
+        else:
+            try:
+                found = measure(scorer, root, config, folder)
+            except FileNotFoundError as error:  # ICEBREAKER_DATA may hold some of the corpora alone
+                lacking = error
+        if lacking:
+            print(f"{measure.__name__} left out: {lacking}")
         for m in found:
             print(line(m))
         measures += found

@@ -97,9 +97,11 @@ def check_run(run: Path, arm: str, sft: str, reward: str) -> None:
         sha256, scorer = weights_hash(resolve(name)), scorer_hash(resolve(name))
         is_it = parent["sha256"] == sha256 and parent.get("scorer_sha256", scorer) == scorer
         if not is_it or sha256 is None and parent["path"] != name:
+            settings = " with another scorer.json" if parent["sha256"] == sha256 else ""
             raise ValueError(
                 f"{run} was trained with the {what} {parent['path']} of sha256 {str(parent['sha256'])[:12]}, but {name} "
-                f"is {str(sha256)[:12]}: compare arms of one {what}, or train it again (rm {run}/summary.json; {again})"
+                f"is {str(sha256)[:12]}{settings}: compare arms of one {what}, or train it again "
+                f"(rm {run}/summary.json; {again})"
             )
 
 

@@ -250,8 +250,6 @@ class Measured:
     def probes(self, speaker: Speaker) -> list[dict]:
         """Of a model: how much likelier, in nats a token at temperature 1, it finds the kind reply than the manipulating
         one, at each of the manipulation probes ("margin"). Their scenes may hold more than one turn."""
-        if speaker.model is None:
-            return []
         model, rows, nats = self.model(speaker.model), [], {}
         for side in ("preferred", "rejected"):
             samples = self.as_samples([probe[side] for probe in self.asked_probes])

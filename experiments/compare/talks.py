@@ -5,8 +5,6 @@ the four of simulate.MEASURES, "moods" (of the arm that is told of them), "run_i
 that spoke or judged and of all that was asked: what is there under the same key is not simulated again.
 """
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +15,7 @@ from data.dialogue import INSTRUCTIONS
 from data.scenes import Scene
 from experiments import simulate
 from experiments.compare.arms import BEST_OF, MOOD, Speaker
-from experiments.compare.openers import judge_key, of, read, write
+from experiments.compare.openers import hash_of, judge_key, of, read, write
 from experiments.run import weights_hash
 from models.load import load_scorer, resolve
 from models.mood import MOODS
@@ -80,4 +78,4 @@ def key(config: "CompareConfig", gold: str, scenes: list[Scene], speaker: Speake
         *(judge_key(name, config.reward_dtype) for name in judges),
     ]
     everything = [asdict(speaker), asked, others, MOODS.read_text(), [asdict(scene) for scene in scenes]]
-    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
+    return hash_of(everything)
