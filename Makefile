@@ -67,10 +67,12 @@ help:  ## this list
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
 	$(PY) -m data
 
-base: $(VENV)/installed  ## rebuild the embedded base model from the corpora (ICEBREAKER_DATA; about two hours)
+base: $(VENV)/installed $(SMOLLM2)  ## rebuild the embedded base model from the corpora (ICEBREAKER_DATA; about three hours)
 	test -f runs/base/pretrain-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain.yaml
 	test -f runs/base/pretrain-everyday-s2/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-everyday.yaml
 	test -f runs/base/pretrain-openers-s3/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-openers.yaml
+	test -f runs/base/taught.jsonl || $(PY) -m sft.distill --config experiments/base/distill.yaml
+	test -f runs/base/pretrain-taught-s4/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-taught.yaml
 
 base-open: $(VENV)/installed  ## a base from corpora that allow commercial use alone (ICEBREAKER_DATA; about 12 minutes)
 	test -f runs/base/pretrain-open-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-open.yaml

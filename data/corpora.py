@@ -10,6 +10,7 @@ from data.dialogue import SPLITS, Dialogue
 LOADERS = {
     "sample": lambda split, root: sample.load(split),
     "openers": lambda split, root: openers.load(split),
+    "more_openers": lambda split, root: openers.load_more(split),
     "rated": lambda split, root: openers.load_rated(split),
     "contrasts": lambda split, root: contrasts.load(split),
     "empathetic": empathetic.load,

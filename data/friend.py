@@ -20,7 +20,8 @@ from data.dialogue import SPLITS, Dialogue, swap
 from data.profile import derive_profile, opener_readings
 
 PRESETS = ("clean", "original")
-SOURCES = ("sample", "openers", "empathetic", "daily")
+SOURCES = ("sample", "openers", "more_openers", "empathetic", "daily")
+OWN = SOURCES[:3]  # the project's own text
 KEPT_EMOTIONS = frozenset(("neutral", "happiness", "surprise"))
 
 #: Why a row is dropped, in the order in which the rules are asked: the first that applies is counted.
@@ -51,7 +52,7 @@ def mixture(
         raise ValueError(f"preset is {preset!r}, not one of {PRESETS}")
     if unknown := [source for source in sources if source not in SOURCES]:
         raise ValueError(f"source {unknown[0]!r} is not one of {SOURCES}")
-    if preset == "original" and {"sample", "openers"} & set(sources):
+    if preset == "original" and set(OWN) & set(sources):
         raise ValueError("preset original knows nothing of the sample and its openers: leave them out of the sources")
 
     splits, counts, held_out = {}, [], set()
@@ -98,7 +99,7 @@ def clean_reason(dialogue: Dialogue, words: str, held_out: set[str], seen: set[s
         return "held out"
     if reason := filter_reason(dialogue):
         return reason
-    if len(dialogue.turns) < 2 and dialogue.source != "openers":
+    if len(dialogue.turns) < 2 and dialogue.source not in ("openers", "more_openers"):
         return "short"
     return "repeated" if words in seen else None
 

@@ -2,6 +2,7 @@
 them, each with a grade (data/sample/README.md)."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from data import sample
 from data.dialogue import Dialogue, Turn
@@ -19,14 +20,19 @@ def load(split: str) -> Iterator[Dialogue]:
     rows = read_jsonl(sample.FOLDER / f"openers_{split}.jsonl", parse=lambda row: _of_scene(row, scenes))
     yield from _dialogues("openers", split, scenes, rows)
     if split == "train":
-        for scene, opener in _people():
-            yield _dialogue(scene.id, "openers", split, scene, opener)
+        yield from openers_of("openers", sample.FOLDER / "people.jsonl")
+
+
+def load_more(split: str) -> Iterator[Dialogue]:
+    """Openers for more people, training alone: for friends, no reward has read them."""
+    if split == "train":
+        yield from openers_of("more_openers", sample.FOLDER / "more_openers.jsonl")
 
 
 def load_rated(split: str) -> Iterator[Dialogue]:
     """As `load`, but of what a model said (rows {"scene_id", "opener", "rating", "by"}): never a model to follow. The
     friend's turn has the grade, from 1 (nobody would answer) to 5; `scene_id` may name one of people.jsonl too."""
-    scenes = _scenes(split) | ({scene.id: scene for scene, _ in _people()} if split == "train" else {})
+    scenes = _scenes(split) | ({scene.id: scene for scene, _ in people()} if split == "train" else {})
     rows = read_jsonl(sample.FOLDER / f"rated_{split}.jsonl", parse=lambda row: _of_scene(row, scenes, "rating", "by"))
     yield from _dialogues("rated", split, scenes, rows)
 
@@ -35,9 +41,16 @@ def _scenes(split: str) -> dict[str, Scene]:
     return {scene.id: scene for scene in load_scenes(sample.FOLDER / f"scenes_{split}.jsonl")}
 
 
-def _people() -> Iterator[tuple[Scene, str]]:
-    for number, row in enumerate(read_jsonl(sample.FOLDER / "people.jsonl", parse=_of_person)):
+def people(path: str | Path = sample.FOLDER / "people.jsonl") -> Iterator[tuple[Scene, str]]:
+    """People who are nobody's scene, each with an opener: rows {"profile", "greeting", "opener"}."""
+    for number, row in enumerate(read_jsonl(path, parse=_of_person)):
         yield Scene(f"person-{number:04}", tuple(row["profile"]), row["greeting"]).check(), row["opener"]
+
+
+def openers_of(source: str, path: str | Path) -> Iterator[Dialogue]:
+    """The people of a file and what is said to them, as training dialogues of `source`."""
+    for scene, opener in people(path):
+        yield _dialogue(scene.id, source, "train", scene, opener)
 
 
 def _dialogues(source: str, split: str, scenes: dict[str, Scene], rows: Iterable[dict]) -> Iterator[Dialogue]:

@@ -1,6 +1,6 @@
 """Makes a finished run a shipped model: weights in bf16, tokenizer, and a card with the run's own numbers and samples.
 
-python -m models.ship runs/base/pretrain-s1 friend-base
+python -m models.ship runs/base/pretrain-taught-s4 friend-base
 python -m models.ship runs/tiny/sft-s1 friend-sft
 python -m models.ship runs/small/ppo-s1 friend-small
 python -m models.ship runs/small/sft-s1 friend-small-sft
@@ -65,6 +65,7 @@ language: en
 """
 
 #: License and what it comes from. What stands on friend-base or on dialogues of people has read corpora that forbid more.
+OWN_SOURCES = {"sample", "openers", "more_openers"}
 OWN = ("apache-2.0", "Apache-2.0: its base's, and the project's own text's, which is all that it learnt from.")
 READ = (
     "cc-by-nc-sa-4.0",
@@ -122,7 +123,8 @@ def card(run: Path, name: str) -> str:
             "(BertLMHeadModel), a cased byte-level BPE of 12,000 tokens, a chat template of system, person and friend.",
             "training parts of EmpatheticDialogues, DailyDialog, self_dialogue (BSD-3), Topical-Chat (CDLA-Sharing-1.0), "
             "PersuasionForGood (Apache-2.0), Meena's human chats (CC BY 4.0) and the project's sample; dialogues that "
-            "repeat a held-out one removed. MiniLM's weights are Apache-2.0.",
+            "repeat a held-out one removed. MiniLM's weights are Apache-2.0. What SmolLM2's friend (friend-small-sft, "
+            "Apache-2.0) says to 16,500 people.",
             "make base",
         ),
         "sft": (
@@ -169,9 +171,7 @@ def card(run: Path, name: str) -> str:
 def licence_of(run: Path) -> tuple[str, str]:
     """The licence's id and what it comes from, of a run's weights on a base that ships."""
     config = json.loads((run / "config.json").read_text())
-    is_own = (
-        stage_of(run) == "sft" and base_of(str(run)) == "smollm2" and set(config["sources"]) <= {"sample", "openers"}
-    )
+    is_own = stage_of(run) == "sft" and base_of(str(run)) == "smollm2" and set(config["sources"]) <= OWN_SOURCES
     return OWN if is_own else READ
 
 

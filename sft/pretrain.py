@@ -1,7 +1,7 @@
 """Trains the embedded base model: a small causal LM of everyday dialogue that needs no hub.
 
-    make base            # python -m sft.pretrain --config experiments/base/pretrain.yaml, then pretrain-everyday.yaml and
-                         # pretrain-openers.yaml
+    make base            # python -m sft.pretrain --config experiments/base/pretrain.yaml, then pretrain-everyday.yaml,
+                         # pretrain-openers.yaml and, on what sft/distill.py has written, pretrain-taught.yaml
 
 It starts warm: MiniLM's layers turned decoder (BertLMHeadModel with causal attention), and a cased byte-level BPE whose
 embeddings start as the mean of MiniLM's WordPieces for the same text. Dialogues are packed into rows of `block_size`
@@ -28,10 +28,16 @@ from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast
 from data.corpora import LOADERS, without_leaks
 from data.dialogue import INSTRUCTIONS, Dialogue, swap, system_text
 from data.friend import mixture
+from data.openers import openers_of
 from data.profile import derive_profile, opener_readings
 from experiments.run import RunConfig, finish_run, parse_config, start_run
 from models.load import load_base, load_minilm, load_tokenizer, resolve
 from sft.tokenizer import END, FRIEND, PERSON, SYSTEM, train_tokenizer
+
+#: What a larger friend said (sft/distill.py), among the corpora of weights_start and weights_end.
+TAUGHT = "taught"
+#: Corpora of single openers: each is read after its person, and it alone is learnt.
+OPENERS = (TAUGHT, "more_openers")
 
 
 @dataclass
@@ -46,6 +52,9 @@ class PretrainConfig(RunConfig):
     init_from: str | None = field(default=None, metadata={"help": "go on from this base, instead of MiniLM"})
     vocab_size: int = 12_000
     num_layers: int = field(default=6, metadata={"help": "how many of MiniLM's six layers are kept"})
+    openers_file: str | None = field(
+        default=None, metadata={"help": "rows of sft/distill.py, read as the corpus `taught`; only the opener is learnt"}
+    )
     opener_share: float = field(
         default=0.0, metadata={"help": "share of dialogues read as if the friend had opened, where facts allow it"}
     )
@@ -70,12 +79,15 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        corpora = {*LOADERS, *([TAUGHT] if self.openers_file else [])}
         for name in ("weights_start", "weights_end"):
-            unknown = set(getattr(self, name)) - set(LOADERS)
+            unknown = set(getattr(self, name)) - corpora
             if unknown or not getattr(self, name):
-                raise ValueError(f"{name}: {sorted(unknown) or 'empty'}; the corpora are {sorted(LOADERS)}")
+                raise ValueError(f"{name}: {sorted(unknown) or 'empty'}; the corpora are {sorted(corpora)}")
         if set(self.weights_start) != set(self.weights_end):
             raise ValueError("weights_start and weights_end must name the same corpora; write 0 for one left out")
+        if self.openers_file and TAUGHT not in self.weights_start:
+            raise ValueError(f"openers_file is given, but weights_start has no {TAUGHT!r}: nothing would be read of it")
         if not 0 <= self.opener_share <= 1:
             raise ValueError(f"opener_share is {self.opener_share}, not a share")
         if self.optimizer not in ("adamw", "muon"):
@@ -86,11 +98,14 @@ def main(config: PretrainConfig) -> None:
     parents = [resolve(config.init_from)] if config.init_from else []
     run = start_run(config, stage="base", seed=config.seed, parents=parents)
     torch.manual_seed(config.seed)
-    train = {name: list(LOADERS[name]("train", config.data_root)) for name in config.weights_start}
-    held_out = {name: list(LOADERS[name]("validation", config.data_root)) for name in config.weights_start}
-    test = [dialogue for name in train for dialogue in LOADERS[name]("test", config.data_root)]
+    corpora = [name for name in config.weights_start if name != TAUGHT]
+    train = {name: list(LOADERS[name]("train", config.data_root)) for name in corpora}
+    held_out = {name: list(LOADERS[name]("validation", config.data_root)) for name in corpora}
+    test = [dialogue for name in corpora for dialogue in LOADERS[name]("test", config.data_root)]
     test += [dialogue for dialogues in held_out.values() for dialogue in dialogues]
     train = without_leaks(train, test)
+    if config.openers_file:
+        train[TAUGHT] = list(openers_of(TAUGHT, config.openers_file))
     if {"empathetic", "daily"} <= set(train):  # what the original recipe's validation loss was measured on
         held_out["original"] = mixture("original", ("empathetic", "daily"), config.data_root)[0]["validation"]
 
@@ -220,17 +235,19 @@ def minilm_decoder(tokenizer: PreTrainedTokenizerFast, num_layers: int) -> BertL
 def pieces(dialogue: Dialogue, rng: np.random.Generator, opener_share: float = 0.0) -> list[tuple[str, str]]:
     """(mark, text) of one reading of a dialogue: the sides change at random where the source has no roles; what the
     person is known by stands in front in half of the readings, always in the sample; the instruction, half as often.
-    A share of the dialogues that have `opener_readings` is read as one of them, profile in front."""
-    fixed = dialogue.source in ("sample", "empathetic")
+    A share of the dialogues that have `opener_readings` is read as one of them, profile in front. Single openers have the
+    profile always and the instruction in half."""
+    single = dialogue.source in OPENERS
+    fixed = dialogue.source in ("sample", "empathetic") or single
     if not fixed and rng.random() < 0.5:
         dialogue = swap(dialogue)
-    openers = opener_readings(dialogue) if dialogue.source != "sample" and rng.random() < opener_share else []
+    openers = opener_readings(dialogue) if dialogue.source != "sample" and not single and rng.random() < opener_share else []
     if openers:
         dialogue = openers[rng.integers(len(openers))]
     profile = dialogue.profile or derive_profile(dialogue)
-    if dialogue.source != "sample" and not openers and rng.random() < 0.5:
+    if dialogue.source != "sample" and not single and not openers and rng.random() < 0.5:
         profile = ()
-    instruction = INSTRUCTIONS["friend"] if rng.random() < 0.25 else ""
+    instruction = INSTRUCTIONS["friend"] if rng.random() < (0.5 if single else 0.25) else ""
     system = system_text(instruction, profile)
     marks = {"friend": FRIEND, "person": PERSON}
     return ([(SYSTEM, system)] if system else []) + [(marks[turn.speaker], turn.text) for turn in dialogue.turns]
@@ -246,7 +263,8 @@ def packed_rows(
 ) -> tuple[np.ndarray, float]:
     """All rows of the run in order: int32 [rows, 2, block_size], token ids and the dialogue's number within the row.
 
-    Also returns the bytes of text in them, in 1e6. A dialogue longer than a row is cut into row-sized parts.
+    Also returns the bytes of text in them, in 1e6. A dialogue longer than a row is cut into row-sized parts. Of a
+    single opener nothing before it is learnt: the number is negative there.
     """
     rng = np.random.default_rng(config.seed)
     names = sorted(train)
@@ -258,12 +276,15 @@ def packed_rows(
         name = names[rng.choice(len(names), p=p / p.sum())]
         if not orders[name]:  # every dialogue of a corpus once before any comes again
             orders[name] = list(rng.permutation(len(train[name])))
-        chosen.append(pieces(train[name][orders[name].pop()], rng, config.opener_share))
-        size += sum(len(text.encode()) for _, text in chosen[-1])
-    texts = ["".join(mark + text + END for mark, text in parts) for parts in chosen]
+        chosen.append((name, pieces(train[name][orders[name].pop()], rng, config.opener_share)))
+        size += sum(len(text.encode()) for _, text in chosen[-1][1])
+    texts = ["".join(mark + text + END for mark, text in parts) for _, parts in chosen]
+    friend = tokenizer.convert_tokens_to_ids(FRIEND)
     rows, open_rows = [], []  # rows still open, a few: first fit keeps nearly every token in use
     for start in range(0, len(texts), 2048):
-        for ids in tokenizer(texts[start : start + 2048], add_special_tokens=False)["input_ids"]:
+        encoded = tokenizer(texts[start : start + 2048], add_special_tokens=False)["input_ids"]
+        for (name, _), ids in zip(chosen[start : start + 2048], encoded, strict=True):
+            given = ids.index(friend) + 1 if name in OPENERS else 0  # read and not learnt
             for begin in range(0, len(ids), config.block_size):
                 part = ids[begin : begin + config.block_size]
                 fit = next((row for row in open_rows if len(row[0]) + len(part) <= config.block_size), None)
@@ -271,7 +292,8 @@ def packed_rows(
                     if len(open_rows) == 16:
                         rows.append(open_rows.pop(0))
                     open_rows.append(fit := ([], []))
-                fit[1].extend([fit[1][-1] + 1 if fit[1] else 1] * len(part))
+                number, unlearnt = abs(fit[1][-1]) + 1 if fit[1] else 1, min(max(given - begin, 0), len(part))
+                fit[1].extend([-number] * unlearnt + [number] * (len(part) - unlearnt))
                 fit[0].extend(part)
     rows += open_rows
     if len(rows) < config.batch_size:
@@ -288,6 +310,7 @@ def packed_rows(
 def as_tensors(batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """input ids, positions, labels [B, T] and a boolean attention mask [B, 1, T, T]: causal, within a dialogue."""
     ids, number = torch.from_numpy(batch[:, 0]).long(), torch.from_numpy(batch[:, 1]).long()
+    learnt, number = number > 0, number.abs()
     index = torch.arange(ids.shape[1])
     starts = torch.where(
         torch.cat([torch.ones_like(number[:, :1], dtype=torch.bool), number[:, 1:] != number[:, :-1]], 1), index, 0
@@ -295,7 +318,7 @@ def as_tensors(batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     positions = index - starts.cummax(1).values
     mask = (number[:, :, None] == number[:, None, :]) & (index[:, None] >= index[None, :])
     labels = torch.full_like(ids, -100)
-    labels[:, :-1] = torch.where((number[:, 1:] == number[:, :-1]) & (number[:, 1:] > 0), ids[:, 1:], -100)
+    labels[:, :-1] = torch.where((number[:, 1:] == number[:, :-1]) & learnt[:, 1:], ids[:, 1:], -100)
     return ids, positions, labels, mask[:, None]
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from trl import SFTConfig
 from data import sample
 from data.corpora import without_leaks
 from data.dialogue import INSTRUCTIONS, Dialogue, Turn, messages
+from data.openers import openers_of, people
+from data.scenes import Scene, profile_hash
 from models.load import load_policy, load_tokenizer
-from sft import pretrain, train
+from sft import distill, pretrain, train
 from sft.pretrain import PretrainConfig
 from sft.tokenizer import END, FRIEND, PERSON, SYSTEM
 from sft.train import FriendConfig, FriendTrainer, chats, configure, lora_model, sampled, spread
@@ -368,6 +371,32 @@ def test_a_dialogue_sees_nothing_of_its_neighbours(packed, friend_base):
         assert torch.allclose(logits(row), model(input_ids=alone).logits[0], atol=1e-4)  # as the friend will read it
 
 
+def test_of_what_a_larger_friend_said_the_opener_alone_is_learnt(tmp_path, friend_tokenizer):
+    file = tmp_path / "taught.jsonl"
+    people = [(["keeps bees"], None, "Are the bees well?"), (["has a dog"], "It rains.", "Does the dog mind the rain?")]
+    keys = ("profile", "greeting", "opener")
+    file.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in people))
+    with pytest.raises(ValueError, match="weights_start: .*'taught'"):
+        PretrainConfig(weights_start={"taught": 1.0}, weights_end={"taught": 1.0})
+    with pytest.raises(ValueError, match="no 'taught': nothing would be read of it"):
+        PretrainConfig(weights_start={"sample": 1.0}, weights_end={"sample": 1.0}, openers_file=str(file))
+    config = PretrainConfig(
+        weights_start={"taught": 1.0}, weights_end={"taught": 1.0}, openers_file=str(file), train_megabytes=0.002,
+        block_size=128, batch_size=2,
+    )  # fmt: skip
+    train = {"taught": list(openers_of("taught", file))}
+    assert [d.turns[-1].speaker for d in train["taught"]] == ["friend", "friend"]
+    rows, _ = pretrain.packed_rows(train, friend_tokenizer, config)
+    ids, positions, labels, _ = pretrain.as_tensors(rows)
+    learnt = friend_tokenizer.decode(labels[labels != -100])
+    assert set(map(str.strip, learnt.replace(END, "|").split("|"))) == {opener for *_, opener in people} | {""}
+    assert (labels[labels != -100] == ids[:, 1:][labels[:, :-1] != -100]).all()
+    texts = friend_tokenizer.batch_decode(ids)
+    assert all("keeps bees" in text or "has a dog" in text for text in texts), "the profile is always read"
+    assert any(INSTRUCTIONS["friend"] in text for text in texts)
+    assert int(positions.max()) < 128 and (np.abs(rows[:, 1]).max(1) >= 1).all()
+
+
 def test_the_rows_depend_on_the_seed_alone(dialogues, friend_tokenizer):
     def rows_of(seed):
         config = PretrainConfig(
@@ -452,6 +481,68 @@ def test_the_schedule_warms_up_stays_and_decays():
     scales = [pretrain.learning_rate_scale(step, 20, config) for step in range(20)]
     assert scales[:5] == [0.25, 0.5, 0.75, 1.0, 1.0] and scales[10] == 1.0 and scales[15] == 0.5
     assert scales[-1] == pytest.approx(0.1)
+
+
+# ------------------------------------------------------------------------------------------------ what a larger friend says
+
+
+@pytest.fixture
+def distill_config(friend_adapter, monkeypatch, tmp_path):
+    derived = [Scene("hit:1", ("went to a park",), None), Scene("hit:2", ("lost a shoe",), "My shoe is gone.")]
+    monkeypatch.setattr(distill, "derived_scenes", lambda split, root: derived)
+    monkeypatch.setattr(distill, "people", lambda: islice(people(), 6))
+
+    def config(name, **more):
+        defaults = {"imagined_people": 5, "num_return_sequences": 2, "max_new_tokens": 12, "batch_size": 4}
+        file = str(tmp_path / f"{name}.jsonl")
+        return distill.DistillConfig(teacher=friend_adapter, output_file=file, **(defaults | more))
+
+    return config
+
+
+def test_a_teachers_openers_for_people(distill_config, tmp_path):
+    distill.main(distill_config("taught"))
+    found = [json.loads(line) for line in (tmp_path / "taught.jsonl").read_text().splitlines()]
+    assert 10 < len(found) < 2 * 13 and len({json.dumps(row) for row in found}) == len(found)
+    known = {profile_hash(scene.profile) for scene, _ in islice(people(), 6)} | {profile_hash(["lost a shoe"])}
+    profiles = {profile_hash(row["profile"]) for row in found}
+    assert len(known & profiles) > 3 and len(profiles - known) > 3  # imagined ones, and the park
+    assert len(list(openers_of("taught", tmp_path / "taught.jsonl"))) == len(found), "pretrain reads it"
+    assert not (tmp_path / "taught.part").exists()
+    distill.main(distill_config("other", batch_size=3))
+    assert (tmp_path / "other.jsonl").read_text() == (tmp_path / "taught.jsonl").read_text()
+
+
+def test_imagined_people_are_made_of_two_and_can_be_had_again():
+    made, known = distill.imagined(20, seed=1), [scene for scene, _ in people()]
+    facts, greetings = {fact for scene in known for fact in scene.profile}, {scene.greeting for scene in known}
+    assert made == distill.imagined(20, seed=1) != distill.imagined(20, seed=2)
+    assert all(set(scene.profile) <= facts and scene.greeting in greetings for scene in made)
+    assert all(len(set(scene.profile)) == len(scene.profile) >= 1 for scene in made)
+    new = {profile_hash(scene.profile) for scene in made} - {profile_hash(scene.profile) for scene in known}
+    assert len(new) >= 15
+
+
+def test_a_killed_distillation_goes_on_where_it_stood(distill_config, tmp_path, monkeypatch):
+    distill.main(distill_config("alone"))
+    said, calls = distill.say, []
+
+    def dying(*args, **kwargs):
+        if len(calls) == 2:
+            raise Killed
+        calls.append(1)
+        return said(*args, **kwargs)
+
+    monkeypatch.setattr(distill, "say", dying)
+    with pytest.raises(Killed):
+        distill.main(distill_config("killed"))
+    with open(tmp_path / "killed.part", "a") as part:
+        part.write('["half a li')  # of a kill while it wrote
+    monkeypatch.setattr(distill, "say", said)
+    with pytest.raises(ValueError, match="killed.part was begun with other settings"):
+        distill.main(distill_config("killed", temperature=0.7))
+    distill.main(distill_config("killed"))
+    assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "alone.jsonl").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ the tokenizer
