@@ -57,12 +57,12 @@ $(foreach run,$(sort $(STARTED)),$(shell \
 	[ "$$($(call keys,$$recipe))" = "$$($(call keys,$(run)/recipe.yaml))" ] || cp $$recipe $(run)/recipe.yaml))
 endif
 
-.PHONY: help bot data base base-open smollm2 sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare sweep walkthrough sync dashboard leet board chat serve chat-web feedback-report publish docker person judge judge-human test test-slow lint format clean
+.PHONY: help bot data base base-open smollm2 sft reward friend-reward reward-eval gold ppo grpo dpo ppo-length ppo-pessimistic expert compare sweep walkthrough sync dashboard leet board chat serve chat-web feedback-report publish docker person judge judge-human blind blind-grades test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
-	@echo "  Variables: EXP (tiny), SEED (1), ARMS, SEEDS (1 2 3), CONTROL_SEEDS (1), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), PORT (8000), FEEDBACK, PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
+	@echo "  Variables: EXP (tiny), SEED (1), ARMS, SEEDS (1 2 3), CONTROL_SEEDS (1), MODEL (runs/tiny/reward-s1), RUN (friend-ppo), PORT (8000), FEEDBACK, READING (1), PYTHON (python3.11), TORCH_FLAGS, ICEBREAKER_DATA, WANDB_MODE=online"
 
 data: $(VENV)/installed  ## what the friend is trained on: rows in, kept and dropped by reason, scenes, examples
 	$(PY) -m data
@@ -164,6 +164,12 @@ $(VENV)/board/installed: | $(VENV)/installed
 
 judge: $(VENV)/installed  ## a judge model's win rate of RUN against its SFT: JUDGE_BASE_URL, JUDGE_MODEL; AGAINST=openers.jsonl
 	@$(PY) -m experiments.judge --run $(JUDGED) $(if $(AGAINST),--against $(AGAINST))
+
+blind: $(VENV)/installed  ## sheets of mixed openers of ARMS for readers to grade blind, out of a comparison; READING (1) draws others
+	@$(PY) -m experiments.blind sheets --compare_dir $(RUNS)/compare --reading $(or $(READING),1) $(if $(filter command environment,$(firstword $(origin ARMS))),--arms $(ARMS))
+
+blind-grades: $(VENV)/installed  ## what their grades say, all readings together
+	@$(PY) -m experiments.blind grades --compare_dir $(RUNS)/compare
 
 judge-human: $(VENV)/installed  ## the same numbers of your own verdicts, on PAIRS (50) blind pairs; RUN, AGAINST
 	@$(PY) -m experiments.judge_human --run $(JUDGED) $(if $(AGAINST),--against $(AGAINST)) $(if $(PAIRS),--pairs $(PAIRS))

@@ -557,7 +557,7 @@ def test_profile_hash_knows_the_same_facts():
 def test_the_table_adds_up(corpora, capsys):
     main(["--data_root", corpora])
     out = capsys.readouterr().out
-    row = next(line.replace(",", "").split() for line in out.splitlines() if line.startswith("daily       train"))
+    row = next(line.replace(",", "").split() for line in out.splitlines() if line.split()[:2] == ["daily", "train"])
     rows, kept, *dropped, examples = map(int, row[2:])
     assert rows == kept + sum(dropped) == 7 and examples == 2
     assert "sample" in out and "\nsystem: " in out and "\nfriend: " in out and "\nperson: " in out

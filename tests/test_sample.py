@@ -146,6 +146,27 @@ def test_the_people_with_openers_of_their_own_are_nobody_elses(written, dialogue
     assert 0.25 < sum(len(person.turns) == 2 for person in people) / len(people) < 0.6  # who have greeted first
 
 
+def test_more_openers_are_for_people_of_their_own_and_repeat_nothing_held_out(written, dialogues):
+    more = list(openers.load_more("train"))
+    assert len(more) >= 7000 and not [d for split in ("validation", "test") for d in openers.load_more(split)]
+    profiles = {profile_hash(person.profile) for person in more}
+    assert len(profiles) == len(more)
+    assert not profiles & {profile_hash(d.profile) for d in (*dialogues, *(o for s in SPLITS for o in written[s]))}
+    assert 0.4 < sum(len(person.turns) == 2 for person in more) / len(more) < 0.6  # who have greeted first
+    said = [d for d in dialogues if d.split != "train"] + written["validation"] + written["test"]
+    held_out = {run for d in said for turn in d.turns for run in runs_of_six(turn.text)}
+    assert not held_out & {run for person in more for turn in person.turns for run in runs_of_six(turn.text)}
+    lengths = [len(person.turns[-1].text.split()) for person in more]
+    assert min(lengths) >= 4 and max(lengths) <= 22
+    questions = sum("?" in person.turns[-1].text for person in more) / len(more)
+    assert 0.7 < questions < 0.9
+
+
+def runs_of_six(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {tuple(found[i : i + 6]) for i in range(len(found) - 5)}
+
+
 def test_every_graded_opener_has_its_scene_and_a_grade(scenes):
     for split in SPLITS:
         rated = list(openers.load_rated(split))
