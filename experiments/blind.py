@@ -3,10 +3,10 @@
     make blind ARMS="sft ppo best-of-16" READING=1      # python -m experiments.blind sheets --reading 1 --arms ...
     make blind-grades                                   # python -m experiments.blind grades
 
-A reading takes one opener of each arm and seed for each of the same test scenes out of a comparison's rows.parquet, the lines
-of a scene in random order and the same words once. `sheets` writes into <compare_dir>/blind-<reading>/ a brief and
-sheet-<n>.json; a reader, be it a person or a language model, writes grades-<n>.json, {scene: {line: 1 to 5}}. key.json says whose
-line is whose, and is nothing for readers. Another reading takes other openers, so that one lucky draw is not a finding.
+A reading takes one opener of each arm and seed for each of the same test scenes out of a comparison's rows.parquet, the
+lines of a scene in random order and the same words once. `sheets` writes into <compare_dir>/blind-<reading>/ a brief and
+sheet-<n>.json; a reader, be it a person or a language model, writes grades-<n>.json, {scene: {line: 1 to 5}}. key.json says
+whose line is whose, and is nothing for readers. Another reading takes other openers, so that one lucky draw is not a finding.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from rl.metrics import interval
 
 BRIEF = """# Grading openers
 
-Each scene has a profile (facts about a person), perhaps a greeting (what the person said first; null where the friend speaks
-first), and lines with which a friend might open. Grade each line by itself, 1 to 5: how gladly would this very person answer?
+Each scene has a profile (facts about a person), perhaps a greeting (what the person said first; null where the friend
+speaks first), and lines with which a friend might open. Grade each line by itself, 1 to 5: how gladly would this very person
+answer?
 
 5 full sense, kind, specific, easy to answer: a kind person could have said it
 4 makes sense and is kind, but flat, or a little off in tone
@@ -36,7 +37,8 @@ first), and lines with which a friend might open. Grade each line by itself, 1 t
 Be strict and consistent: read what the line literally says about this person. Warm words over what hurts are the wrong mood.
 A slip of grammar that leaves the sense clear costs one grade.
 
-Write the grades of sheet-N.json into grades-N.json beside it: {"<scene>": {"<line>": grade, ...}, ...}, every line of every scene.
+Write the grades of sheet-N.json into grades-N.json beside it, every line of every scene:
+{"<scene>": {"<line>": grade, ...}, ...}
 """
 #: Of these all seeds are read; best-of-n and SFT are one.
 DEFAULT_ARMS = ("sft", "ppo", "best-of-16")
@@ -112,7 +114,9 @@ def graded(folder: Path) -> dict[str, dict[str, int]]:
             for number, line in row["lines"].items():
                 grade = given.get(row["scene"], {}).get(number)
                 if grade not in (1, 2, 3, 4, 5):
-                    raise ValueError(f"{file}: scene {row['scene']!r}, line {number}: the grade is {grade!r}, not 1 to 5")
+                    raise ValueError(
+                        f"{file}: scene {row['scene']!r}, line {number}: the grade is {grade!r}, not 1 to 5"
+                    )
                 of_line[line] = grade
             for who, line in said[row["scene"]].items():
                 found.setdefault(who, {})[row["scene"]] = of_line[line]
@@ -124,7 +128,9 @@ def numbers(readings: list[dict[str, dict[str, int]]]) -> dict[str, dict]:
     95 % interval by bootstrap over scenes, which several readings share: a scene's gains are averaged first."""
     whos = [who for who in readings[0] if all(who in reading for reading in readings)]
     arms = {who.rsplit(" ", 1)[0] for who in whos if who[-1].isdigit() and " " in who}
-    groups = {who: [who] for who in whos} | {f"{arm}, all seeds": [w for w in whos if w.startswith(f"{arm} ")] for arm in arms}
+    groups = {who: [who] for who in whos} | {
+        f"{arm}, all seeds": [w for w in whos if w.startswith(f"{arm} ")] for arm in arms
+    }
     result = {}
     for name, members in groups.items():
         all_grades = np.array([g for reading in readings for who in members for g in reading[who].values()])

@@ -3,12 +3,12 @@
     python -m sft.distill --config experiments/base/distill.yaml
 
 Sequence-level distillation (Kim & Rush 2016, section 3.2), with samples in place of the one best sequence: the openers of a
-teacher are the student's text. Its people are those of data/sample/people.jsonl as they are, imagined ones made of two of them,
-and those of EmpatheticDialogues' training dialogues; nobody of the sample's scenes is among them. What is empty or did not
-end is left out, and no person has the same words twice.
+teacher are the student's text. Its people are those of data/sample/people.jsonl as they are, imagined ones made of two of
+them, and those of EmpatheticDialogues' training dialogues; nobody of the sample's scenes is among them. What is empty or did
+not end is left out, and no person has the same words twice.
 
-Rows out: {"profile": [facts], "greeting": text or null, "opener"}, as in people.jsonl. A run that was cut off goes on after the
-batches it has written.
+Rows out: {"profile": [facts], "greeting": text or null, "opener"}, as in people.jsonl. A run that was cut off goes on after
+the batches it has written.
 """
 
 import json

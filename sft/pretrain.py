@@ -53,7 +53,8 @@ class PretrainConfig(RunConfig):
     vocab_size: int = 12_000
     num_layers: int = field(default=6, metadata={"help": "how many of MiniLM's six layers are kept"})
     openers_file: str | None = field(
-        default=None, metadata={"help": "rows of sft/distill.py, read as the corpus `taught`; only the opener is learnt"}
+        default=None,
+        metadata={"help": "rows of sft/distill.py, read as the corpus `taught`; only the opener is learnt"},
     )
     opener_share: float = field(
         default=0.0, metadata={"help": "share of dialogues read as if the friend had opened, where facts allow it"}
@@ -241,7 +242,9 @@ def pieces(dialogue: Dialogue, rng: np.random.Generator, opener_share: float = 0
     fixed = dialogue.source in ("sample", "empathetic") or single
     if not fixed and rng.random() < 0.5:
         dialogue = swap(dialogue)
-    openers = opener_readings(dialogue) if dialogue.source != "sample" and not single and rng.random() < opener_share else []
+    openers = (
+        opener_readings(dialogue) if dialogue.source != "sample" and not single and rng.random() < opener_share else []
+    )
     if openers:
         dialogue = openers[rng.integers(len(openers))]
     profile = dialogue.profile or derive_profile(dialogue)

@@ -39,7 +39,8 @@ def sheets(compare_dir, *more):
 def grade(folder, grade_of):
     for path in folder.glob("sheet-*.json"):
         given = {
-            row["scene"]: {n: grade_of(line) for n, line in row["lines"].items()} for row in json.loads(path.read_text())
+            row["scene"]: {n: grade_of(line) for n, line in row["lines"].items()}
+            for row in json.loads(path.read_text())
         }
         (folder / path.name.replace("sheet", "grades")).write_text(json.dumps(given))
 
