@@ -6,7 +6,7 @@
 A reading takes one opener of each arm and seed for each of the same test scenes out of a comparison's rows.parquet, the
 lines of a scene in random order and the same words once. `sheets` writes into <compare_dir>/blind-<reading>/ a brief and
 sheet-<n>.json; a reader, be it a person or a language model, writes grades-<n>.json, {scene: {line: 1 to 5}}. key.json says
-whose line is whose, and is nothing for readers. Another reading takes other openers, so that one lucky draw is not a finding.
+whose line is whose, and is nothing for readers. Another reading takes other openers.
 """
 
 import argparse
