@@ -71,7 +71,7 @@ base: $(VENV)/installed $(SMOLLM2)  ## rebuild the embedded base model from the 
 	test -f runs/base/pretrain-s1/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain.yaml
 	test -f runs/base/pretrain-everyday-s2/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-everyday.yaml
 	test -f runs/base/pretrain-openers-s3/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-openers.yaml
-	test -f runs/base/taught.jsonl || $(PY) -m sft.distill --config experiments/base/distill.yaml
+	test -f runs/base/pretrain-taught-s4/summary.json || test -f runs/base/taught.jsonl || $(PY) -m sft.distill --config experiments/base/distill.yaml
 	test -f runs/base/pretrain-taught-s4/summary.json || $(PY) -m sft.pretrain --config experiments/base/pretrain-taught.yaml
 
 base-open: $(VENV)/installed  ## a base from corpora that allow commercial use alone (ICEBREAKER_DATA; about 12 minutes)

@@ -37,7 +37,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="clean", help="the filter's rules (data/friend.py)")
     parser.add_argument(
         "--sources",
-        help=f"of {','.join(friend.SOURCES)}; default: all, or the sample's three without --data_root and ICEBREAKER_DATA",
+        help=f"of {','.join(friend.SOURCES)}; default: {','.join(friend.MIXTURE)}, "
+        "or the first two without --data_root and ICEBREAKER_DATA",
     )
     parser.add_argument("--data_root", help="directory of the corpora, laid out like the hub; else ICEBREAKER_DATA")
     return parser.parse_args(argv)
@@ -46,7 +47,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def default_sources(preset: str, root: str | None) -> list[str]:
     if preset == "original":
         return ["empathetic", "daily"]
-    return list(friend.SOURCES) if data_root(root) else list(friend.OWN)
+    return list(friend.MIXTURE) if data_root(root) else ["sample", "openers"]
 
 
 def count_table(counts: list[Count]) -> str:

@@ -20,8 +20,9 @@ from data.dialogue import SPLITS, Dialogue, swap
 from data.profile import derive_profile, opener_readings
 
 PRESETS = ("clean", "original")
-SOURCES = ("sample", "openers", "more_openers", "empathetic", "daily")
-OWN = SOURCES[:3]  # the project's own text
+MIXTURE = ("sample", "openers", "empathetic", "daily")  # what it is made of where a recipe says nothing else
+SOURCES = (*MIXTURE, "more_openers")
+OWN = ("sample", "openers", "more_openers")  # the project's own text
 KEPT_EMOTIONS = frozenset(("neutral", "happiness", "surprise"))
 
 #: Why a row is dropped, in the order in which the rules are asked: the first that applies is counted.
@@ -41,7 +42,7 @@ class Count:
 
 
 def mixture(
-    preset: str = "clean", sources: tuple[str, ...] = SOURCES, root: str | None = None
+    preset: str = "clean", sources: tuple[str, ...] = MIXTURE, root: str | None = None
 ) -> tuple[dict[str, list[Dialogue]], list[Count]]:
     """Examples by split, in the sources' order (not shuffled), and a Count for each source and split of the files.
 

@@ -11,6 +11,8 @@ whose line is whose, and is nothing for readers. Another reading takes other ope
 
 import argparse
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 
 from data.scenes import Scene, load_scenes, scenes_of
 from data.source import write_whole
-from experiments.compare.arms import chosen
+from experiments.compare.arms import MOOD, TRAINED, chosen
 from experiments.compare.table import by_arm
 from rl.metrics import interval
 
@@ -50,12 +52,21 @@ def sheets(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{folder} is there: grade it, or take another --reading")
     if args.scenes < args.sheets or args.sheets < 1:
         raise ValueError(f"{args.scenes} scenes on {args.sheets} sheets: each sheet needs one or more")
-    rows = read_rows(args.compare_dir)
+    arms = [arm for arm in chosen(args.arms) if arm != MOOD]  # which only ever talks
+    rows = read_rows(args.compare_dir, arms)
     known = {row["scene"] for row in rows}
     scenes = [scene for scene in scenes_in(args.scenes_file) if scene.id in known]
+    if len(scenes) < args.scenes:
+        where = args.scenes_file or "the sample's test scenes"
+        raise ValueError(
+            f"{len(scenes)} of the comparison's {len(known)} scenes are in {where}, and {args.scenes} are asked for: give "
+            "its --scenes_file, or fewer --scenes"
+        )
     rng = np.random.default_rng(args.reading)
     scenes = [scenes[i] for i in sorted(rng.permutation(len(scenes))[: args.scenes])]
-    said = openers(rows, chosen(args.arms), scenes, rng)
+    said = openers(rows, arms, scenes, rng)
+    target, folder = folder, folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)  # of a kill
     folder.mkdir()
     for number, part in enumerate(np.array_split(np.arange(len(scenes)), args.sheets)):
         sheet = []
@@ -66,20 +77,22 @@ def sheets(args: argparse.Namespace) -> None:
         write_whole(folder / f"sheet-{number}.json", json.dumps(sheet, indent=1, ensure_ascii=False) + "\n")
     write_whole(folder / "key.json", json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     write_whole(folder / "brief.md", BRIEF)
+    os.replace(folder, target)
     lines = sum(len(set(of_scene.values())) for of_scene in said.values())
-    print(f"{lines} lines of {len(scenes)} scenes on {args.sheets} sheets: {folder}; what to do with them: brief.md")
+    print(f"{lines} lines of {len(scenes)} scenes on {args.sheets} sheets: {target}; what to do with them: brief.md")
 
 
 def openers(rows: list[dict], arms: list[str], scenes: list[Scene], rng: np.random.Generator) -> dict:
-    """{scene: {who: opener}}, who an arm, with its seed where it has several. ValueError for an arm without openers."""
+    """{scene: {who: opener}}, who an arm, a trained one with its seed. ValueError for an arm without openers."""
     here = {scene.id for scene in scenes}
     found = by_arm([row for row in rows if row["scene"] in here], arms, [scene.id for scene in scenes])
     said: dict[str, dict[str, str]] = {scene.id: {} for scene in scenes}
     for arm in arms:
         if not found[arm].rows:
             raise ValueError(f"the comparison has no openers of arm {arm!r}")
-        for s, (part, weights) in enumerate(zip(found[arm].rows, found[arm].weights, strict=True)):
-            who = f"{arm} {s + 1}" if len(found[arm].rows) > 1 else arm
+        seeds = sorted({row["seed"] for row in rows if row["arm"] == arm}) if arm in TRAINED else [None]
+        for seed, part, weights in zip(seeds, found[arm].rows, found[arm].weights, strict=True):
+            who = arm if seed is None else f"{arm} {seed}"
             for scene, cell, w in zip(scenes, part, weights, strict=True):
                 if not cell:
                     raise ValueError(f"the comparison has no opener of {who} for scene {scene.id!r}")
@@ -91,10 +104,20 @@ def grades(args: argparse.Namespace) -> None:
     folders = sorted(args.compare_dir.glob("blind-*"))
     if not folders:
         raise FileNotFoundError(f"{args.compare_dir} has no sheets: make them first (sheets)")
-    readings = {folder.name.removeprefix("blind-"): graded(folder) for folder in folders}
+    readings = {}
+    for folder in folders:
+        left = [path.name for path in sorted(folder.glob("sheet-*.json")) if not grades_of(path).exists()]
+        if left:
+            print(f"{folder} is not graded yet ({', '.join(left)}; {folder / 'brief.md'} says how): left out")
+        else:
+            readings[folder.name.removeprefix("blind-")] = graded(folder)
+    if not readings:
+        raise FileNotFoundError(f"no reading in {args.compare_dir} has all its grades")
     result = {name: numbers([reading]) for name, reading in readings.items()}
     if len(readings) > 1:
         result["all"] = numbers(list(readings.values()))
+        if missing := {who for reading in readings.values() for who in reading} - set(result["all"]):
+            print(f"Not in every reading, so not in `all`: {', '.join(sorted(missing))}")
     for name, found in result.items():
         print(f"\nreading {name}\n" + table(found))
     print(json.dumps(result))
@@ -105,9 +128,7 @@ def graded(folder: Path) -> dict[str, dict[str, int]]:
     said = json.loads((folder / "key.json").read_text(encoding="utf-8"))
     found: dict[str, dict[str, int]] = {}
     for sheet in sorted(folder.glob("sheet-*.json")):
-        file = folder / sheet.name.replace("sheet", "grades")
-        if not file.exists():
-            raise FileNotFoundError(f"{file} is missing: {folder / 'brief.md'} says how to grade {sheet.name}")
+        file = grades_of(sheet)
         given = json.loads(file.read_text(encoding="utf-8"))
         for row in json.loads(sheet.read_text(encoding="utf-8")):
             of_line = {}
@@ -123,14 +144,19 @@ def graded(folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+def grades_of(sheet: Path) -> Path:
+    return sheet.with_name(sheet.name.replace("sheet", "grades"))
+
+
 def numbers(readings: list[dict[str, dict[str, int]]]) -> dict[str, dict]:
     """Of each who, and of an arm's seeds together: mean grade, shares of at least 3 and 4, and the mean over SFT's with a
     95 % interval by bootstrap over scenes, which several readings share: a scene's gains are averaged first."""
     whos = [who for who in readings[0] if all(who in reading for reading in readings)]
-    arms = {who.rsplit(" ", 1)[0] for who in whos if who[-1].isdigit() and " " in who}
-    groups = {who: [who] for who in whos} | {
-        f"{arm}, all seeds": [w for w in whos if w.startswith(f"{arm} ")] for arm in arms
-    }
+    seeds_of: dict[str, list[str]] = {}
+    for who in whos:
+        seeds_of.setdefault(who.split(" ")[0], []).append(who)
+    several = {f"{arm}, all seeds": members for arm, members in seeds_of.items() if len(members) > 1}
+    groups = {who: [who] for who in whos} | several
     result = {}
     for name, members in groups.items():
         all_grades = np.array([g for reading in readings for who in members for g in reading[who].values()])
@@ -161,12 +187,21 @@ def table(found: dict[str, dict]) -> str:
     )
 
 
-def read_rows(compare_dir: Path) -> list[dict]:
+def read_rows(compare_dir: Path, arms: list[str]) -> list[dict]:
+    """The rows of these arms, and of SFT, whose pool best-of-n is. ValueError for those of a run that was trained again."""
     path = compare_dir / "rows.parquet"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make compare writes it")
-    columns = ["arm", "seed", "scene", "sample", "opener", "proxy", "gold", "base_nats"]
-    return pq.read_table(path, columns=columns).to_pylist()
+    columns = ["arm", "seed", "scene", "sample", "opener", "proxy", "run_id"]
+    rows = [row for row in pq.read_table(path, columns=columns).to_pylist() if row["arm"] in arms]
+    for arm, seed, id in sorted({(row["arm"], row["seed"], row["run_id"]) for row in rows if row["arm"] in TRAINED}):
+        summary = compare_dir.parent / f"{arm}-s{seed}" / "summary.json"
+        if summary.exists() and (now := json.loads(summary.read_text())["id"]) != id:
+            raise ValueError(
+                f"{path} has openers of {arm} {seed} by run {id}, but {summary.parent} is run {now}: make compare again, "
+                f"or leave {arm} out of the arms"
+            )
+    return rows
 
 
 def scenes_in(file: str | None) -> list[Scene]:

@@ -124,7 +124,7 @@ def card(run: Path, name: str) -> str:
             "training parts of EmpatheticDialogues, DailyDialog, self_dialogue (BSD-3), Topical-Chat (CDLA-Sharing-1.0), "
             "PersuasionForGood (Apache-2.0), Meena's human chats (CC BY 4.0) and the project's sample; dialogues that "
             "repeat a held-out one removed. MiniLM's weights are Apache-2.0. What SmolLM2's friend (friend-small-sft, "
-            "Apache-2.0) says to 16,500 people.",
+            "Apache-2.0) says to 15,700 people.",
             "make base",
         ),
         "sft": (

@@ -5,12 +5,13 @@
 Sequence-level distillation (Kim & Rush 2016, section 3.2), with samples in place of the one best sequence: the openers of a
 teacher are the student's text. Its people are those of data/sample/people.jsonl as they are, imagined ones made of two of
 them, and those of EmpatheticDialogues' training dialogues; nobody of the sample's scenes is among them. What is empty or did
-not end is left out, and no person has the same words twice.
+not end is left out, and no row is there twice.
 
 Rows out: {"profile": [facts], "greeting": text or null, "opener"}, as in people.jsonl. A run that was cut off goes on after
 the batches it has written.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -22,9 +23,9 @@ from tqdm import tqdm
 
 from data.dialogue import INSTRUCTIONS
 from data.openers import people
-from data.scenes import Scene, derived_scenes, prompt_messages
-from experiments.run import parse_config
-from models.load import fast_dtype, load_policy, load_tokenizer
+from data.scenes import Scene, derived_scenes, profile_hash, prompt_messages
+from experiments.run import parse_config, weights_hash
+from models.load import fast_dtype, load_policy, load_tokenizer, resolve
 from models.sampling import prompt_ids, say
 
 
@@ -57,7 +58,8 @@ def main(config: DistillConfig) -> None:
     batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
 
     target, k = Path(config.output_file), config.num_return_sequences
-    part, done = unfinished(target, config)
+    asked = {**asdict(config), "teacher_sha256": weights_hash(resolve(config.teacher)), "prompts": hash_of(prompts)}
+    part, done = unfinished(target, json.dumps(asked))
     with open(part, "a", encoding="utf-8") as out:
         for batch in tqdm(batches[done:], initial=done, total=len(batches), desc="people", unit="batch", disable=None):
             openers, ended = say(
@@ -73,25 +75,30 @@ def main(config: DistillConfig) -> None:
             kept = dict.fromkeys(row_of(scenes[i], opener) for i, opener, whole in said if opener and whole)
             out.write(json.dumps(list(kept)) + "\n")
             out.flush()
-    lines = [row + "\n" for line in part.read_text().splitlines()[1:] for row in json.loads(line)]
+    rows = (row for line in part.read_text().splitlines()[1:] for row in json.loads(line))
+    lines = [row + "\n" for row in dict.fromkeys(rows)]
     np.random.default_rng(config.seed).shuffle(lines)
     new = target.with_suffix(".tmp")
     new.write_text("".join(lines), encoding="utf-8")
     os.replace(new, target)
     part.unlink()
-    print(f"{len(lines)} different openers of {config.teacher} for {len(scenes)} people: {target}")
+    print(f"{len(lines)} openers of {config.teacher} for {len(scenes)} people: {target}")
 
 
 def imagined(count: int, seed: int) -> list[Scene]:
-    """People who are made of two: one's first fact and first words, if they spoke, and one to three facts of both."""
+    """People who are made of two: one's first fact and first words, if they spoke, and one to three facts of both. None is
+    there twice, or among the known ones."""
     known, rng = [scene for scene, _ in people()], np.random.default_rng(seed)
-    made = []
-    for number in range(count):
+    made, seen = [], {(profile_hash(scene.profile), scene.greeting) for scene in known}
+    while len(made) < count:
         one, other = (known[i] for i in rng.choice(len(known), 2, replace=False))
         rest = [*one.profile[1:], *other.profile]
         more = [rest[i] for i in rng.permutation(len(rest))[: rng.integers(1, 4)]]
         profile = tuple(dict.fromkeys([*one.profile[:1], *more]))
-        made.append(Scene(f"imagined-{number}", profile, one.greeting).check())
+        person = Scene(f"imagined-{len(made)}", profile, one.greeting).check()
+        if (who := (profile_hash(person.profile), person.greeting)) not in seen:
+            seen.add(who)
+            made.append(person)
     return made
 
 
@@ -100,16 +107,22 @@ def row_of(scene: Scene, opener: str) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def unfinished(target: Path, config: DistillConfig) -> tuple[Path, int]:
+def hash_of(prompts: list[list[int]]) -> str:
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
+def unfinished(target: Path, settings: str) -> tuple[Path, int]:
     """The file that a run writes to, its settings in the first line and then a batch a line, and the batches there.
 
-    Raises ValueError where it was begun with other settings.
+    Raises ValueError where it was begun with other settings, another teacher or other people.
     """
-    part, settings = target.with_suffix(".part"), json.dumps(asdict(config))
+    part = target.with_suffix(".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     lines = part.read_text().split("\n")[:-1] if part.exists() else []  # what a kill left of a line is no batch
     if lines and lines[0] != settings:
-        raise ValueError(f"{part} was begun with other settings ({lines[0]}): remove it, or take those")
+        raise ValueError(
+            f"{part} was begun with other settings, teacher or people ({lines[0]}): remove it, or take those"
+        )
     new = part.with_suffix(".new")
     new.write_text("".join(line + "\n" for line in lines or [settings]))
     os.replace(new, part)

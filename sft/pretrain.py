@@ -12,6 +12,7 @@ The schedule is warm-up, constant, then linear to 0 over the last `decay_fractio
 weights of the corpora move from `weights_start` to `weights_end` on the way.
 """
 
+import hashlib
 import math
 import os
 import shutil
@@ -37,7 +38,7 @@ from sft.tokenizer import END, FRIEND, PERSON, SYSTEM, train_tokenizer
 #: What a larger friend said (sft/distill.py), among the corpora of weights_start and weights_end.
 TAUGHT = "taught"
 #: Corpora of single openers: each is read after its person, and it alone is learnt.
-OPENERS = (TAUGHT, "more_openers")
+OPENERS = (TAUGHT, "openers", "more_openers")
 
 
 @dataclass
@@ -52,6 +53,7 @@ class PretrainConfig(RunConfig):
     init_from: str | None = field(default=None, metadata={"help": "go on from this base, instead of MiniLM"})
     vocab_size: int = 12_000
     num_layers: int = field(default=6, metadata={"help": "how many of MiniLM's six layers are kept"})
+    openers_sha256: str | None = field(default=None, metadata={"help": "of openers_file; found when the run starts"})
     openers_file: str | None = field(
         default=None,
         metadata={"help": "rows of sft/distill.py, read as the corpus `taught`; only the opener is learnt"},
@@ -83,6 +85,8 @@ class PretrainConfig(RunConfig):
         corpora = {*LOADERS, *([TAUGHT] if self.openers_file else [])}
         for name in ("weights_start", "weights_end"):
             unknown = set(getattr(self, name)) - corpora
+            if unknown == {TAUGHT}:
+                raise ValueError(f"{name} names {TAUGHT!r}, which needs openers_file (sft/distill.py writes one)")
             if unknown or not getattr(self, name):
                 raise ValueError(f"{name}: {sorted(unknown) or 'empty'}; the corpora are {sorted(corpora)}")
         if set(self.weights_start) != set(self.weights_end):
@@ -97,6 +101,11 @@ class PretrainConfig(RunConfig):
 
 def main(config: PretrainConfig) -> None:
     parents = [resolve(config.init_from)] if config.init_from else []
+    taught = list(openers_of(TAUGHT, config.openers_file)) if config.openers_file else []
+    if config.openers_file:
+        if not taught:
+            raise ValueError(f"{config.openers_file} has no openers")
+        config.openers_sha256 = hashlib.sha256(Path(config.openers_file).read_bytes()).hexdigest()
     run = start_run(config, stage="base", seed=config.seed, parents=parents)
     torch.manual_seed(config.seed)
     corpora = [name for name in config.weights_start if name != TAUGHT]
@@ -105,8 +114,8 @@ def main(config: PretrainConfig) -> None:
     test = [dialogue for name in corpora for dialogue in LOADERS[name]("test", config.data_root)]
     test += [dialogue for dialogues in held_out.values() for dialogue in dialogues]
     train = without_leaks(train, test)
-    if config.openers_file:
-        train[TAUGHT] = list(openers_of(TAUGHT, config.openers_file))
+    if taught:
+        train[TAUGHT] = taught
     if {"empathetic", "daily"} <= set(train):  # what the original recipe's validation loss was measured on
         held_out["original"] = mixture("original", ("empathetic", "daily"), config.data_root)[0]["validation"]
 

@@ -1,5 +1,6 @@
 """sft/: train.py, pretrain.py and tokenizer.py on the tiny friend: what is learnt, counted, resumed and refused."""
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -376,7 +377,7 @@ def test_of_what_a_larger_friend_said_the_opener_alone_is_learnt(tmp_path, frien
     people = [(["keeps bees"], None, "Are the bees well?"), (["has a dog"], "It rains.", "Does the dog mind the rain?")]
     keys = ("profile", "greeting", "opener")
     file.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in people))
-    with pytest.raises(ValueError, match="weights_start: .*'taught'"):
+    with pytest.raises(ValueError, match="weights_start names 'taught', which needs openers_file"):
         PretrainConfig(weights_start={"taught": 1.0}, weights_end={"taught": 1.0})
     with pytest.raises(ValueError, match="no 'taught': nothing would be read of it"):
         PretrainConfig(weights_start={"sample": 1.0}, weights_end={"sample": 1.0}, openers_file=str(file))
@@ -419,6 +420,21 @@ def test_training_repeats_no_held_out_dialogue():
     again = replace(DIALOGUE, id="again", turns=tuple(replace(t, text=t.text.upper() + " ") for t in DIALOGUE.turns))
     other = replace(DIALOGUE, id="other", turns=DIALOGUE.turns[:2])
     assert without_leaks({"x": [again, other]}, [DIALOGUE]) == {"x": [other]}
+
+
+def test_openers_that_are_missing_or_others_are_told_before_a_run_is_opened(base_config, tmp_path):
+    file = tmp_path / "taught.jsonl"
+    more = {"weights_start": {"taught": 1.0}, "weights_end": {"taught": 1.0}, "openers_file": str(file)}
+    with pytest.raises(FileNotFoundError, match="taught.jsonl"):
+        pretrain.main(base_config("base", **more))
+    file.write_text("")
+    with pytest.raises(ValueError, match="taught.jsonl has no openers"):
+        pretrain.main(base_config("base", **more))
+    assert not (tmp_path / "base").exists()
+    file.write_text('{"profile": ["keeps bees"], "greeting": null, "opener": "Are the bees well?"}\n')
+    pretrain.main(base_config("base", train_megabytes=0.01, **more))
+    settings = json.loads((tmp_path / "base" / "config.json").read_text())
+    assert settings["openers_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -520,7 +536,9 @@ def test_imagined_people_are_made_of_two_and_can_be_had_again():
     assert all(set(scene.profile) <= facts and scene.greeting in greetings for scene in made)
     assert all(len(set(scene.profile)) == len(scene.profile) >= 1 for scene in made)
     new = {profile_hash(scene.profile) for scene in made} - {profile_hash(scene.profile) for scene in known}
-    assert len(new) >= 15
+    assert len(new) >= 15 and not {(profile_hash(s.profile), s.greeting) for s in made} & {
+        (profile_hash(s.profile), s.greeting) for s in known
+    }
 
 
 def test_a_killed_distillation_goes_on_where_it_stood(distill_config, tmp_path, monkeypatch):
@@ -539,7 +557,7 @@ def test_a_killed_distillation_goes_on_where_it_stood(distill_config, tmp_path, 
     with open(tmp_path / "killed.part", "a") as part:
         part.write('["half a li')  # of a kill while it wrote
     monkeypatch.setattr(distill, "say", said)
-    with pytest.raises(ValueError, match="killed.part was begun with other settings"):
+    with pytest.raises(ValueError, match="killed.part was begun with other settings, teacher or people"):
         distill.main(distill_config("killed", temperature=0.7))
     distill.main(distill_config("killed"))
     assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "alone.jsonl").read_text()
