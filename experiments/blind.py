@@ -150,7 +150,8 @@ def grades_of(sheet: Path) -> Path:
 
 def numbers(readings: list[dict[str, dict[str, int]]]) -> dict[str, dict]:
     """Of each who, and of an arm's seeds together: mean grade, shares of at least 3 and 4, and the mean over SFT's with a
-    95 % interval by bootstrap over scenes, which several readings share: a scene's gains are averaged first."""
+    95 % interval by bootstrap over scenes, of several seeds over seeds too. Readings share scenes: a scene's gains are
+    averaged first, and each scene weighs the same."""
     whos = [who for who in readings[0] if all(who in reading for reading in readings)]
     seeds_of: dict[str, list[str]] = {}
     for who in whos:
@@ -160,19 +161,27 @@ def numbers(readings: list[dict[str, dict[str, int]]]) -> dict[str, dict]:
     result = {}
     for name, members in groups.items():
         all_grades = np.array([g for reading in readings for who in members for g in reading[who].values()])
-        gains: dict[str, list[float]] = {}
+        gains: dict[str, list[list[float]]] = {}  # of a scene: for each member, those of all readings
         for reading in readings:
-            for who in members:
+            for m, who in enumerate(members):
                 for scene, grade in reading[who].items():
-                    gains.setdefault(scene, []).append(grade - reading["sft"][scene])
-        gain = np.array([np.mean(of_scene) for of_scene in gains.values()])
-        low, high = interval(gain)
+                    gains.setdefault(scene, [[] for _ in members])[m].append(grade - reading["sft"][scene])
+        gain_SM = np.array([[np.mean(of_member) for of_member in of_scene] for of_scene in gains.values()])
+        low, high = interval(gain_SM[:, 0]) if len(members) == 1 else of_scenes_and_seeds(gain_SM)
         result[name] = {
             "mean": float(all_grades.mean()), "at_least_3": float((all_grades >= 3).mean()),
-            "at_least_4": float((all_grades >= 4).mean()), "lines": len(all_grades), "scenes": len(gain),
-            "over_sft": float(gain.mean()), "low": low, "high": high,
+            "at_least_4": float((all_grades >= 4).mean()), "lines": len(all_grades), "scenes": len(gain_SM),
+            "over_sft": float(gain_SM.mean()), "low": low, "high": high,
         }  # fmt: skip
     return result
+
+
+def of_scenes_and_seeds(gain_SM: np.ndarray, resamples: int = 9999) -> tuple[float, float]:
+    """95 % interval of the mean over S scenes and M seeds, both drawn anew: percentiles, as BCa knows one level alone."""
+    rng, (S, M) = np.random.default_rng(0), gain_SM.shape
+    means = [gain_SM[rng.integers(S, size=S)].mean(0)[rng.integers(M, size=M)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def table(found: dict[str, dict]) -> str:

@@ -81,6 +81,7 @@ def test_the_numbers_are_those_of_the_grades(compare_dir, capsys):
     one, both = found["all"]["ppo 1"], found["all"]["ppo, all seeds"]
     assert (one["mean"], one["at_least_3"], one["at_least_4"], one["over_sft"]) == (4.0, 1.0, 1.0, 2.0)
     assert (both["mean"], both["at_least_3"], both["over_sft"], both["lines"]) == (3.0, 0.5, 1.0, 40)
+    assert (both["low"], both["high"]) == (0.0, 2.0), "seeds that differ: the interval knows it"
     assert found["1"]["ppo 1"]["scenes"] == 10 and 10 <= one["scenes"] <= 12
     assert found["all"]["sft"]["over_sft"] == 0 and "| ppo 1 | 4.00 | 100% | 100% | +2.00 [+2.00, +2.00] |" in out
 
