@@ -37,6 +37,7 @@ from reward.train import RewardConfig
 from rl.dpo import PairConfig
 from rl.stable import StableConfig
 from rl.trainer import OpenerConfig
+from sft.distill import DistillConfig
 from sft.pretrain import PretrainConfig
 from sft.train import FriendConfig
 
@@ -52,6 +53,7 @@ STAGES = {
     "expert": (PairConfig, DPOConfig),
     "compare": (CompareConfig,),
     "pretrain": (PretrainConfig,),
+    "distill": (DistillConfig,),
 }
 RECIPES = [path for path in sorted(ROOT.glob("experiments/*/*.yaml")) if path.parent.name != "accelerate"]
 
@@ -274,7 +276,7 @@ def stage_of(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_recipe_parses_and_says_what_it_sets(recipe, monkeypatch):
-    on_cpu = () if stage_of(recipe) in ("reward", "pretrain", "compare", "sweep") else ("--use_cpu", "true")
+    on_cpu = () if stage_of(recipe) in ("reward", "pretrain", "distill", "compare", "sweep") else ("--use_cpu", "true")
     configs = parse(monkeypatch, stage_of(recipe), path=recipe, more=on_cpu)
     assert configs[0].recipe == str(recipe)
     for key, value in (yaml.safe_load(recipe.read_text()) or {}).items():
