@@ -55,7 +55,8 @@ def sheets(args: argparse.Namespace) -> None:
     arms = [arm for arm in chosen(args.arms) if arm != MOOD]  # which only ever talks
     rows = read_rows(args.compare_dir, arms)
     known = {row["scene"] for row in rows}
-    scenes = [scene for scene in scenes_in(args.scenes_file) if scene.id in known]
+    given = load_scenes(args.scenes_file) if args.scenes_file else scenes_of("sample", "test")
+    scenes = [scene for scene in given if scene.id in known]
     if len(scenes) < args.scenes:
         where = args.scenes_file or "the sample's test scenes"
         raise ValueError(
@@ -201,7 +202,7 @@ def read_rows(compare_dir: Path, arms: list[str]) -> list[dict]:
     path = compare_dir / "rows.parquet"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: make compare writes it")
-    columns = ["arm", "seed", "scene", "sample", "opener", "proxy", "run_id"]
+    columns = ["arm", "seed", "scene", "opener", "proxy", "run_id"]
     rows = [row for row in pq.read_table(path, columns=columns).to_pylist() if row["arm"] in arms]
     for arm, seed, id in sorted({(row["arm"], row["seed"], row["run_id"]) for row in rows if row["arm"] in TRAINED}):
         summary = compare_dir.parent / f"{arm}-s{seed}" / "summary.json"
@@ -211,10 +212,6 @@ def read_rows(compare_dir: Path, arms: list[str]) -> list[dict]:
                 f"or leave {arm} out of the arms"
             )
     return rows
-
-
-def scenes_in(file: str | None) -> list[Scene]:
-    return load_scenes(file) if file else scenes_of("sample", "test")
 
 
 def main(argv: list[str] | None = None) -> None:

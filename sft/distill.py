@@ -13,7 +13,6 @@ the batches it has written.
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from data.dialogue import INSTRUCTIONS
 from data.openers import people
 from data.scenes import Scene, derived_scenes, profile_hash, prompt_messages
+from data.source import write_whole
 from experiments.run import parse_config, weights_hash
 from models.load import fast_dtype, load_policy, load_tokenizer, resolve
 from models.sampling import prompt_ids, say
@@ -72,15 +72,13 @@ def main(config: DistillConfig) -> None:
                 keys=[i * k + s for i in batch for s in range(k)],
             )
             said = zip(np.repeat(batch, k), openers, ended, strict=True)
-            kept = dict.fromkeys(row_of(scenes[i], opener) for i, opener, whole in said if opener and whole)
-            out.write(json.dumps(list(kept)) + "\n")
+            rows = [row_of(scenes[i], opener) for i, opener, whole in said if opener and whole]
+            out.write(json.dumps(rows) + "\n")
             out.flush()
     rows = (row for line in part.read_text().splitlines()[1:] for row in json.loads(line))
     lines = [row + "\n" for row in dict.fromkeys(rows)]
     np.random.default_rng(config.seed).shuffle(lines)
-    new = target.with_suffix(".tmp")
-    new.write_text("".join(lines), encoding="utf-8")
-    os.replace(new, target)
+    write_whole(target, "".join(lines))
     part.unlink()
     print(f"{len(lines)} openers of {config.teacher} for {len(scenes)} people: {target}")
 
@@ -117,15 +115,12 @@ def unfinished(target: Path, settings: str) -> tuple[Path, int]:
     Raises ValueError where it was begun with other settings, another teacher or other people.
     """
     part = target.with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     lines = part.read_text().split("\n")[:-1] if part.exists() else []  # what a kill left of a line is no batch
     if lines and lines[0] != settings:
         raise ValueError(
             f"{part} was begun with other settings, teacher or people ({lines[0]}): remove it, or take those"
         )
-    new = part.with_suffix(".new")
-    new.write_text("".join(line + "\n" for line in lines or [settings]))
-    os.replace(new, part)
+    write_whole(part, "".join(line + "\n" for line in lines or [settings]))
     return part, max(0, len(lines) - 1)
 
 

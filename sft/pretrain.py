@@ -53,11 +53,11 @@ class PretrainConfig(RunConfig):
     init_from: str | None = field(default=None, metadata={"help": "go on from this base, instead of MiniLM"})
     vocab_size: int = 12_000
     num_layers: int = field(default=6, metadata={"help": "how many of MiniLM's six layers are kept"})
-    openers_sha256: str | None = field(default=None, metadata={"help": "of openers_file; found when the run starts"})
     openers_file: str | None = field(
         default=None,
         metadata={"help": "rows of sft/distill.py, read as the corpus `taught`; only the opener is learnt"},
     )
+    openers_sha256: str | None = field(default=None, metadata={"help": "of openers_file; found when the run starts"})
     opener_share: float = field(
         default=0.0, metadata={"help": "share of dialogues read as if the friend had opened, where facts allow it"}
     )
@@ -248,16 +248,15 @@ def pieces(dialogue: Dialogue, rng: np.random.Generator, opener_share: float = 0
     A share of the dialogues that have `opener_readings` is read as one of them, profile in front. Single openers have the
     profile always and the instruction in half."""
     single = dialogue.source in OPENERS
-    fixed = dialogue.source in ("sample", "empathetic") or single
+    as_written = single or dialogue.source == "sample"
+    fixed = as_written or dialogue.source == "empathetic"
     if not fixed and rng.random() < 0.5:
         dialogue = swap(dialogue)
-    openers = (
-        opener_readings(dialogue) if dialogue.source != "sample" and not single and rng.random() < opener_share else []
-    )
+    openers = opener_readings(dialogue) if not as_written and rng.random() < opener_share else []
     if openers:
         dialogue = openers[rng.integers(len(openers))]
     profile = dialogue.profile or derive_profile(dialogue)
-    if dialogue.source != "sample" and not single and not openers and rng.random() < 0.5:
+    if not as_written and not openers and rng.random() < 0.5:
         profile = ()
     instruction = INSTRUCTIONS["friend"] if rng.random() < (0.5 if single else 0.25) else ""
     system = system_text(instruction, profile)
